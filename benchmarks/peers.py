@@ -1,0 +1,147 @@
+"""onnxruntime's ``quantize_static`` in its default and its best configurations, each in a measured child process."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import common
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One way to call ``quantize_static``: names of enum members, None for whatever the installed version does.
+
+    ``extra`` are its ``extra_options``; ``preprocess`` runs ``quant_pre_process`` first (folds BatchNorm).
+    """
+
+    preprocess: bool
+    activation: str | None = None
+    weight: str | None = None
+    per_channel: bool | None = None
+    method: str | None = None
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def _u8s8(method: str, *, per_channel: bool = True, **extra: float) -> Configuration:
+    return Configuration(
+        preprocess=True, activation="QUInt8", weight="QInt8", per_channel=per_channel, method=method, extra=extra
+    )
+
+
+DEFAULT = "ORT default"
+DEFAULT_PREPROCESSED = "ORT default, pre-processed"
+BEST_SPEED = "ORT U8S8 per-channel MinMax"
+CONFIGURATIONS = {
+    DEFAULT: Configuration(preprocess=False),
+    DEFAULT_PREPROCESSED: Configuration(preprocess=True),
+    "ORT U8S8 per-tensor MinMax": _u8s8("MinMax", per_channel=False),
+    BEST_SPEED: _u8s8("MinMax"),
+    "ORT U8S8 per-channel Percentile": _u8s8("Percentile"),
+    "ORT U8S8 per-channel Percentile 99.99": _u8s8("Percentile", CalibPercentile=99.99),
+    "ORT U8S8 per-channel Entropy": _u8s8("Entropy"),
+}
+ACCURACY_CANDIDATES = tuple(name for name in CONFIGURATIONS if name.startswith("ORT U8S8 per-channel"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A file that a peer made, and what making it cost (one core, pre-processing included)."""
+
+    name: str
+    path: Path
+    seconds: float
+    peak_bytes: int
+    base_bytes: int
+
+
+def defaults() -> str:
+    """Returns what ``quantize_static`` does when it is told nothing, read from the installed package."""
+    from onnxruntime.quantization import quantize_static
+
+    asked = ("quant_format", "activation_type", "weight_type", "per_channel", "reduce_range", "calibrate_method")
+    parameters = inspect.signature(quantize_static).parameters
+    return ", ".join(f"{name}={getattr(parameters[name].default, 'name', parameters[name].default)}" for name in asked)
+
+
+def peer(name: str, *, model: Path, data: Path, folder: Path, batch: int = 1) -> Peer:
+    """Returns the file that the configuration makes of the model, calibrated on all examples of the .npz."""
+    out = folder / f"{name.lower().replace(' ', '-').replace(',', '')}.onnx"
+    child = common.in_child("peers:quantize", name=name, model=str(model), data=str(data), out=str(out), batch=batch)
+    return Peer(name=name, path=out, seconds=child.seconds, peak_bytes=child.peak_bytes, base_bytes=child.base_bytes)
+
+
+def best_accuracy(peers: dict[str, Peer], model: Path, selection: Array) -> tuple[str, dict[str, float]]:
+    """Returns the candidate with the lowest mean KL to the float model on selection data, and the KL of each."""
+    wanted = common.predict(model, selection)
+    found = {name: common.mean_kl(wanted, common.predict(peers[name].path, selection)) for name in ACCURACY_CANDIDATES}
+    return min(found, key=found.__getitem__), found
+
+
+def quantize(*, name: str, model: str, data: str, out: str, batch: int) -> None:
+    """Runs ``quant_pre_process`` where wanted and ``quantize_static`` (in a child process)."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    configuration = CONFIGURATIONS[name]
+    if configuration.preprocess:
+        prepared = f"{out}.preprocessed"
+        quant_pre_process(model, prepared)
+        model = prepared
+    options: dict[str, Any] = {}
+    if configuration.activation is not None:
+        options["activation_type"] = QuantType[configuration.activation]
+    if configuration.weight is not None:
+        options["weight_type"] = QuantType[configuration.weight]
+    if configuration.per_channel is not None:
+        options["per_channel"] = configuration.per_channel
+    if configuration.method is not None:
+        options["calibrate_method"] = CalibrationMethod[configuration.method]
+    if configuration.extra:
+        options["extra_options"] = dict(configuration.extra)
+    quantize_static(model, out, _reader(data, batch), **options)
+
+
+def _prepare() -> None:
+    import onnxruntime.quantization
+    import onnxruntime.quantization.shape_inference  # noqa: F401
+
+
+quantize.prepare = _prepare  # type: ignore[attr-defined]
+
+
+def _reader(data: str, batch: int) -> Any:
+    """Returns a CalibrationDataReader over an .npz that holds one batch, so that the peer pays for no more."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = stream_npz(Path(data), batch)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self._batches, None)
+
+    return Reader()
+
+
+def stream_npz(path: Path, batch: int) -> Iterator[dict[str, Array]]:
+    """Yields batches of the first array of an .npz by its name, [<= batch, ...], reading only as far as needed."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.namelist()[0]
+        with archive.open(member) as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            size = int(np.prod(shape[1:])) * dtype.itemsize
+            for i in range(0, shape[0], batch):
+                count = min(batch, shape[0] - i)
+                values = np.frombuffer(stream.read(count * size), dtype).reshape(count, *shape[1:])
+                yield {member.removesuffix(".npy"): values}
