@@ -15,6 +15,7 @@ from fewbits.reporting.text import clean
 # Decimals beyond this say nothing about a share of examples: 1e-6 is one example in a million.
 _MOST_DECIMALS = 6
 _NAME_LIMIT = 60
+_UNIT_LIMIT = 24
 FLOAT_KEPT = "float kept"
 
 
@@ -48,10 +49,11 @@ def figure(report: Report, key: str) -> Figure:
     assert not isinstance(value, BaseModel), key
     if value is None:
         return Figure(key=key, value=None, text="unknown", reason=clean(reason_for(report, key)))
-    return Figure(key=key, value=value, text=_text(report, key, value), reason="")
+    return Figure(key=key, value=value, text=in_words(report, key, value), reason="")
 
 
-def _text(report: Report, key: str, value: object) -> str:
+def in_words(report: Report, key: str, value: object) -> str:
+    """Returns a known value with its unit; the last step of its dotted key says which."""
     last = key.rpartition(".")[2]
     metric = report.metric
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -171,7 +173,7 @@ def _scale(metric: Metric) -> tuple[float, str]:
         return 100.0, "points"
     if metric.unit == "relative":
         return 100.0, "%"
-    return 1.0, clean(metric.unit or "", limit=_NAME_LIMIT)
+    return 1.0, clean(metric.unit or "", limit=_UNIT_LIMIT)
 
 
 def _misleads(shown: float, decimals: int, other: float | None) -> bool:
