@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(CALIBRATION))
     arguments = parser.parse_args()
     print(common.machine())
+    print(common.TIMED)
     print(f"seed {common.SEED}; quantize_static by itself means {peers.defaults()}")
     for name in arguments.networks.split(","):
         with common.scratch() as folder:

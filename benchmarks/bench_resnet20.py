@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print every configuration of the peer, not only the best")
     arguments = parser.parse_args()
     print(common.machine())
+    print(common.TIMED)
     model = common.resnet20()
     if model is None:
         return

@@ -34,7 +34,7 @@ INTEGER_SETS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "avx512f
 
 
 def machine() -> str:
-    """Returns CPU, instruction sets that matter to integer kernels, cores, versions and load, on three lines."""
+    """Returns CPU, instruction sets that matter to integer kernels, cores, load and versions, on two lines."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -42,13 +42,15 @@ def machine() -> str:
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         model, flags = fields.get("model name", model), set(fields.get("flags", "").split())
     sets = [f"{name} {'yes' if name in flags else 'no'}" for name in INTEGER_SETS]
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     packages = [f"{name} {_version(name)}" for name in ("fewbits", "onnxruntime", "onnx", "numpy")]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return (
         f"machine: {model}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}; {', '.join(sets)}\n"
-        f"versions: Python {platform.python_version()}, {', '.join(packages)}\n"
-        f"conditions: 1 thread, all candidates interleaved in one process, medians over blocks, load average {load:.1f}"
+        f"versions: Python {platform.python_version()}, {', '.join(packages)}; load average {load}"
     )
+
+
+TIMED = "latency: 1 thread, all candidates interleaved in blocks in one process, medians over blocks, ratios [95 %]"
 
 
 def _version(package: str) -> str:
