@@ -1,4 +1,4 @@
-"""A folder is a catalog: every public module of a package is an entry, found by its file name, imported when asked for."""
+"""A folder is a catalog: every public module of a package is an entry, found by its file name, imported when used."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-""""""
+"""The layer that knows model files: opening, viewing, folding. One folder a kind."""

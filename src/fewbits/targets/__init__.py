@@ -1,1 +1,26 @@
-""""""
+"""The catalog of targets: what a runtime accepts, as data. No runtime needs to be installed to read it."""
+
+from __future__ import annotations
+
+from fewbits._base.catalog import Catalog, nearest
+from fewbits._base.cpu import instruction_set
+from fewbits._base.errors import UsageError
+from fewbits.targets.base import Target
+
+TARGETS: Catalog[Target] = Catalog(__name__, "TARGET", kind="target")
+
+
+def resolve_target(text: str) -> Target:
+    """Returns the target ``NAME[:INSTRUCTION_SET]``; this machine's instruction set where none is given.
+
+    Raises: UsageError for unknown names, with the nearest one.
+    """
+    name, _, isa = text.partition(":")
+    target = TARGETS[name]
+    wanted = isa or instruction_set()
+    if wanted not in target.variants:
+        known = sorted(target.variants)
+        raise UsageError(
+            f"target {name!r} has no instruction set {wanted!r}; {nearest(wanted, known)}", slug="unknown-name"
+        )
+    return target.for_instruction_set(wanted)

@@ -1,0 +1,212 @@
+"""Standard QDQ ONNX: QuantizeLinear and DequantizeLinear around float operators; runtimes fuse them into integer kernels.
+
+A weight becomes integer codes behind a DequantizeLinear; a bias int32 codes behind one; an activation a pair of both.
+Names, doc strings and annotations of the model stay; every new name is the tensor's own with a short ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from fewbits.export.base import Exporter, Sink
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.numerics.granularity import PerChannel
+from fewbits.numerics.qtensor import QParams, QTensor
+from fewbits.planning.plan import Plan
+from fewbits.planning.site import Link, Role, Site
+
+_PRODUCER = "fewbits"
+# Operators that move codes themselves, because the runtime keeps Q/DQ around them: their fill value input.
+_FILL_INPUT = {"Pad": 2}
+
+
+@final
+class _QdqSink(Sink):
+    """Edits a copy of the graph, site by site."""
+
+    def __init__(self, model: OnnxModel, plan: Plan, integer: tuple[str, ...], metadata: Mapping[str, str]) -> None:
+        self._model = model
+        self._ir = model.ir_model.clone()
+        self._graph = self._ir.graph
+        self._integer = set(integer)
+        self._links = {link.member: link for link in plan.links}
+        self._metadata = metadata
+        self._values = {v.name: v for v in (*self._graph.inputs, *self._graph.initializers.values())}
+        self._values.update({out.name: out for node in self._graph for out in node.outputs})
+        self._codes: dict[str, ir.Value] = {}
+        self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._names = set(filter(None, self._values)) | {node.name for node in self._graph if node.name}
+
+    def write(self, site: Site, value: QTensor | QParams) -> None:
+        if isinstance(value, QParams):
+            self._write_activation(site, value)
+        else:
+            self._write_constant(site, value)
+
+    def close(self) -> bytes:
+        self._ir.producer_name = _PRODUCER
+        self._ir.metadata_props.update(self._metadata)
+        self._graph.sort()
+        RemoveUnusedNodesPass()(self._ir)  # a DQ whose only reader now moves the codes themselves
+        _drop_unread_initializers(self._graph)
+        proto = ir.to_proto(self._ir)
+        annotated = self._model.annotated
+        kept = [info for info in proto.graph.value_info if info.name in annotated]
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(kept)
+        return bytes(proto.SerializeToString(deterministic=True))
+
+    def _name(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._names:
+            name, count = f"{base}{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def _initializer(self, base: str, array: np.ndarray) -> ir.Value:
+        name = self._name(base)
+        tensor = ir.tensor(np.array(array, order="C"), name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def _zero_point(self, array: np.ndarray) -> ir.Value:
+        """Returns a zero-point initializer; equal ones are stored once."""
+        key = f"{array.dtype.name}_{array.size}" if not array.any() and array.ndim else f"{array.dtype.name}_{array}"
+        name = f"zp_{key}"
+        existing = self._graph.initializers.get(name)
+        if existing is not None and existing.const_value is not None:
+            held = existing.const_value.numpy()
+            if held.dtype == array.dtype and np.array_equal(held, array):
+                return existing
+        if array.ndim and array.any():
+            name = "zp"
+        return self._initializer(name, array)
+
+    def _write_constant(self, site: Site, value: QTensor) -> None:
+        """Replaces a fixed tensor by its codes behind a DequantizeLinear."""
+        old = self._values[site.name]
+        per_channel = value.scheme.granularity if isinstance(value.scheme.granularity, PerChannel) else None
+        scale = np.asarray(value.scale, dtype=np.float32)
+        scale = scale.reshape(-1) if per_channel else scale.reshape(())
+        inputs = [
+            self._initializer(f"{site.name}_q", np.asarray(value.codes)),
+            self._initializer(f"{site.name}_s", scale),
+        ]
+        if site.role is not Role.BIAS:  # int32 has no zero point to tell its type by
+            zero = np.asarray(value.zero_point).reshape(scale.shape).astype(value.codes.dtype)
+            inputs.append(self._zero_point(zero))
+        attributes = {"axis": per_channel.axis} if per_channel else {}
+        node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=self._name(f"{site.name}_dq"))
+        node.outputs[0].name = self._name(f"{site.name}_f")
+        self._graph.append(node)
+        for user, index in tuple(old.uses()):
+            if user.name in self._integer:
+                user.replace_input_with(index, node.outputs[0])
+
+    def _write_activation(self, site: Site, value: QParams) -> None:
+        """Puts Q and DQ behind a tensor."""
+        link = self._links.get(site.name)
+        scale, zero = self._activation_params(site, value, link)
+        old = self._values[site.name]
+        readers = self._readers(old, site)
+        if link is not None and self._moves_codes(link):
+            codes = self._move_codes(link, zero)
+        else:
+            quantizer = ir.node("QuantizeLinear", [old, scale, zero], name=self._name(f"{site.name}_Q"))
+            quantizer.outputs[0].name = self._name(f"{site.name}_q")
+            self._graph.append(quantizer)
+            codes = quantizer.outputs[0]
+        self._codes[site.name] = codes
+        restorer = ir.node("DequantizeLinear", [codes, scale, zero], name=self._name(f"{site.name}_DQ"))
+        restored = restorer.outputs[0]
+        restored.name = self._name(f"{site.name}_f")
+        self._graph.append(restorer)
+        for user, index in readers:
+            user.replace_input_with(index, restored)
+        self._take_over_output(old, restored, site)
+
+    def _activation_params(self, site: Site, value: QParams, link: Link | None) -> tuple[ir.Value, ir.Value]:
+        if link is not None and link.root in self._params:
+            self._params[site.name] = self._params[link.root]
+        else:
+            dtype = np.dtype(value.scheme.format.code_dtype)
+            scale = self._initializer(f"{site.name}_s", np.asarray(value.scale, dtype=np.float32))
+            self._params[site.name] = scale, self._zero_point(np.asarray(value.zero_point).astype(dtype))
+        return self._params[site.name]
+
+    def _written_by_integer(self, old: ir.Value) -> bool:
+        """Returns whether an integer operator needs this Q, directly or through the clip that it absorbs."""
+        node = old.producer()
+        if node is None:
+            return False
+        if node.name in self._integer or (old.name in self._links):
+            return True
+        source = node.inputs[0].producer() if node.op_type in ("Relu", "Clip") and node.inputs[0] is not None else None
+        return source is not None and source.name in self._integer
+
+    def _readers(self, old: ir.Value, site: Site) -> list[tuple[ir.Node, int]]:
+        """Returns who reads the dequantized values.
+
+        Behind an integer operator that is everybody (a second, float reader would break the fusion); behind a float
+        operator or a graph input only the integer operators and those that move codes for them.
+        """
+        uses = [(use.node, use.idx) for use in old.uses()]
+        if self._written_by_integer(old):
+            return uses
+        movers = {link.node for link in self._links.values() if link.root == site.name}
+        return [(node, index) for node, index in uses if node.name in self._integer or node.name in movers]
+
+    def _moves_codes(self, link: Link) -> bool:
+        node = next((n for n in self._graph if n.name == link.node), None)
+        return node is not None and node.op_type in _FILL_INPUT
+
+    def _move_codes(self, link: Link, zero: ir.Value) -> ir.Value:
+        """Lets an operator that moves elements run on the codes; its fill value is the code of zero."""
+        node = next(n for n in self._graph if n.name == link.node)
+        fill = _FILL_INPUT[node.op_type]
+        restorer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        assert restorer is not None and restorer.op_type == "DequantizeLinear"
+        node.replace_input_with(0, restorer.inputs[0])
+        mode = node.attributes.get("mode")
+        if mode is None or mode.value == "constant":
+            if len(node.inputs) <= fill:
+                node.resize_inputs(fill + 1)
+            node.replace_input_with(fill, zero)
+        output = node.outputs[0]
+        output.name = self._name(f"{link.member}_q")
+        output.type = ir.TensorType(zero.dtype) if zero.dtype is not None else None
+        return output
+
+    def _take_over_output(self, old: ir.Value, restored: ir.Value, site: Site) -> None:
+        """Lets the dequantized tensor be the graph's output under its old name."""
+        if not old.is_graph_output():
+            return
+        outputs = self._graph.outputs
+        restored.shape, restored.type = old.shape, old.type
+        for index, output in enumerate(outputs):
+            if output is old:
+                outputs[index] = restored
+        old.name, restored.name = self._name(f"{site.name}_float"), site.name
+
+
+def _drop_unread_initializers(graph: Any) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(name)
+
+
+@final
+class OnnxQdq(Exporter):
+    """Standard QDQ ONNX."""
+
+    def open(self, model: OnnxModel, plan: Plan, *, integer: tuple[str, ...], metadata: Mapping[str, str]) -> Sink:
+        return _QdqSink(model, plan, integer, metadata)
+
+
+EXPORTER: Exporter = OnnxQdq()

@@ -1,0 +1,93 @@
+"""The protocol of runtimes, and the value in which the executed graph comes back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a session is opened; written into the report, because it changes numbers and speed.
+
+    Args:
+      threads: Threads inside one operator.
+      optimize: All graph optimizations if true, none if false.
+    """
+
+    threads: int = 1
+    optimize: bool = True
+
+    def describe(self) -> dict[str, str]:
+        """Returns the options in words."""
+        return {
+            "intra_op_threads": str(self.threads),
+            "inter_op_threads": "1",
+            "graph_optimization": "all" if self.optimize else "none",
+            "spinning": "off",
+        }
+
+
+class Numbers(StrEnum):
+    """In which numbers a node ran."""
+
+    INTEGER = "integer"
+    FLOAT = "float"
+    CONVERSION = "conversion"  # quantize, dequantize, cast, reorder
+    NEUTRAL = "neutral"  # shapes and indices
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutedNode:
+    """One node as the runtime executed it.
+
+    Args:
+      name: The runtime's name for it.
+      op: Kernel family, with the domain where it is not the standard one.
+      numbers: In which numbers it ran.
+      inputs: Element type and shape of each input.
+      outputs: Element type and shape of each output.
+      microseconds: Time that it took, median of the profiled runs.
+    """
+
+    name: str
+    op: str
+    numbers: Numbers
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    microseconds: float
+
+
+class Session(ABC):
+    """A model that is ready to run."""
+
+    @abstractmethod
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
+        """Returns all outputs by name."""
+
+
+class Runtime(ABC):
+    """One runtime on this machine."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name with version, e.g. ``onnxruntime 1.31.1``."""
+
+    @abstractmethod
+    def open(self, model: bytes | Path, options: Options) -> Session:
+        """Returns a session; raises ModelError(slug="runtime-refuses") where the runtime does not take the model."""
+
+    @abstractmethod
+    def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
+        """Returns the nodes that the runtime really executes for these inputs, in order."""

@@ -1,0 +1,146 @@
+"""ONNX Runtime, CPU provider: sessions, and the executed graph read from the runtime's own profile."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any, final
+
+import numpy as np
+
+from fewbits._base.errors import ModelError
+from fewbits.runtimes.base import ExecutedNode, Numbers, Options, Runtime, Session, Tensors
+
+# ONNX Runtime's severity "error": its warnings are about choices that are ours to report.
+_LOG_ERRORS_ONLY = 3
+# Profiled runs; the first one allocates and is dropped.
+_PROFILED_RUNS = 4
+
+_CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear"}
+_EIGHT_BITS = {"uint8", "int8", "uint4x2", "int4x2", "uint4", "int4", "uint16", "int16"}
+_FLOATS = {"float", "float16", "bfloat16", "double"}
+
+
+def _session_options(options: Options) -> Any:
+    import onnxruntime as ort
+
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    made.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+    made.log_severity_level = _LOG_ERRORS_ONLY
+    # Spinning threads take a core from whoever else measures on the machine.
+    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return made
+
+
+def _open(model: bytes | Path, made: Any) -> Any:
+    import onnxruntime as ort
+
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, made, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises classes of its own that share no base
+        raise ModelError(
+            f"ONNX Runtime does not take the model: {_first_line(error)}", slug="runtime-refuses"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+@final
+class OrtSession(Session):
+    """An onnxruntime.InferenceSession with outputs by name."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
+        try:
+            values = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:  # see _open
+            raise ModelError(f"ONNX Runtime fails on this input: {_first_line(error)}", slug="run-failed") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+@final
+class Ort(Runtime):
+    """ONNX Runtime on the CPU provider."""
+
+    @property
+    def name(self) -> str:
+        import onnxruntime as ort
+
+        return f"onnxruntime {ort.__version__}"
+
+    def open(self, model: bytes | Path, options: Options) -> Session:
+        return OrtSession(_open(model, _session_options(options)))
+
+    def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
+        with tempfile.TemporaryDirectory(prefix="fewbits-profile-") as folder:
+            made = _session_options(options)
+            made.enable_profiling = True
+            made.profile_file_prefix = str(Path(folder) / "profile")
+            session = _open(model, made)
+            for _ in range(_PROFILED_RUNS):
+                OrtSession(session).run(feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _nodes(events)
+
+
+def _nodes(events: list[dict[str, Any]]) -> tuple[ExecutedNode, ...]:
+    """Returns one node for each kernel of a profile, in the order of its first run."""
+    found: dict[str, ExecutedNode] = {}
+    times: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        args = event["args"]
+        name = event["name"].removesuffix("_kernel_time")
+        times.setdefault(name, []).append(float(event["dur"]))
+        if name in found:
+            continue
+        inputs, outputs = _types(args.get("input_type_shape", [])), _types(args.get("output_type_shape", []))
+        op = str(args["op_name"])
+        found[name] = ExecutedNode(
+            name=name, op=op, numbers=_numbers(op, inputs, outputs), inputs=inputs, outputs=outputs, microseconds=0.0
+        )
+    return tuple(
+        ExecutedNode(
+            name=node.name,
+            op=node.op,
+            numbers=node.numbers,
+            inputs=node.inputs,
+            outputs=node.outputs,
+            microseconds=median(times[name][1:] or times[name]),
+        )
+        for name, node in found.items()
+    )
+
+
+def _types(entries: list[dict[str, list[int]]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for entry in entries for kind, shape in entry.items())
+
+
+def _numbers(op: str, inputs: tuple[tuple[str, Any], ...], outputs: tuple[tuple[str, Any], ...]) -> Numbers:
+    """Returns in which numbers a node ran: its data input decides, because that is what the kernel multiplies."""
+    if op.split(".")[-1] in _CONVERSIONS:
+        return Numbers.CONVERSION
+    kinds = {kind for kind, _ in (*inputs[:1], *outputs[:1])}
+    if kinds & _EIGHT_BITS:
+        return Numbers.INTEGER
+    if {kind for kind, _ in (*inputs, *outputs)} & _FLOATS:
+        return Numbers.FLOAT
+    return Numbers.NEUTRAL
+
+
+RUNTIME: Runtime = Ort()

@@ -1,0 +1,147 @@
+"""What a target says: rules for operators, formats for tensors. Values only; ``placement`` applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import final
+
+from fewbits.numerics.format import Int
+from fewbits.planning.site import GraphView, OpView
+
+
+class Kind(StrEnum):
+    """How an operator takes part in a quantized graph."""
+
+    WEIGHTED = "weighted"  # has a constant weight: worth running in integers for its own sake
+    LIGHT = "light"  # runs in integers only to keep a chain of integer operators unbroken
+    MOVES = "moves"  # moves elements: output and input share scale and zero point, Q/DQ around it vanish
+    MOVES_CODES = "moves-codes"  # moves elements, but the runtime keeps the Q/DQ: emitted on the codes themselves
+    CLIPS = "clips"  # saturation does it for free when it follows an integer operator
+
+
+class Output(StrEnum):
+    """Whether an integer operator needs a quantized output."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """When a rule holds.
+
+    Args:
+      slug: Short name of the rule that is broken where it does not, shown in island tables.
+      text: The condition in words, read behind "because it does not hold that".
+      holds: The test.
+    """
+
+    slug: str
+    text: str
+    holds: Callable[[OpView, GraphView], bool]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpRule:
+    """What the target does with one operator type.
+
+    Args:
+      kind: How it takes part.
+      runs_as: The kernel family that runs it in integers.
+      weight: Index of the weight input; None without.
+      bias: Index of the bias input; None without.
+      axis: Output channel axis of the weight, from the node.
+      activations: Indices of the quantized inputs; None for all that are not weight or bias.
+      output: Whether a quantized output is needed.
+      conditions: All must hold.
+    """
+
+    kind: Kind
+    runs_as: str
+    weight: int | None = None
+    bias: int | None = None
+    axis: Callable[[OpView], int] = lambda op: 0
+    activations: tuple[int, ...] | None = None
+    output: Output = Output.REQUIRED
+    conditions: tuple[Condition, ...] = ()
+
+    def activation_inputs(self, op: OpView) -> tuple[str, ...]:
+        """Returns the names of the tensors that are quantized as activations or constants."""
+        if self.activations is not None:
+            return tuple(op.inputs[i] for i in self.activations if i < len(op.inputs) and op.inputs[i])
+        return tuple(name for i, name in enumerate(op.inputs) if name and i not in (self.weight, self.bias))
+
+    def weight_input(self, op: OpView) -> str | None:
+        """Returns the name of the weight tensor, None without one."""
+        return None if self.weight is None else op.inputs[self.weight]
+
+    def bias_input(self, op: OpView) -> str | None:
+        """Returns the name of the bias tensor, None without one."""
+        if self.bias is None or self.bias >= len(op.inputs):
+            return None
+        return op.inputs[self.bias] or None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What an instruction set changes.
+
+    Args:
+      activation: Format of activations.
+      weight: Format of weights.
+      pair_limit: Largest |w_i| + |w_j| of two weight codes of a channel whose products the kernel adds at 16 bits;
+        None where it adds them exactly.
+      note: One line for ``fewbits targets``.
+    """
+
+    activation: Int
+    weight: Int
+    pair_limit: int | None
+    note: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What one runtime accepts.
+
+    Args:
+      name: Catalog name.
+      runtime: Name of the runtime in the runtimes' catalog.
+      exporter: Name of the exporter in the exporters' catalog.
+      summary: One line.
+      rules: By operator type of the standard domain.
+      float_reasons: Why operators without a rule stay float, where more is known than that they have none.
+      variants: By instruction set.
+      isa: The instruction set in force.
+      sources: Where the rules come from.
+    """
+
+    name: str
+    runtime: str
+    exporter: str
+    summary: str
+    rules: Mapping[str, OpRule]
+    float_reasons: Mapping[str, str]
+    variants: Mapping[str, Variant]
+    isa: str
+    sources: tuple[str, ...] = field(default=())
+
+    @property
+    def full_name(self) -> str:
+        """Name with the instruction set, e.g. ``ort-cpu:vnni``."""
+        return f"{self.name}:{self.isa}"
+
+    @property
+    def variant(self) -> Variant:
+        """What the instruction set in force changes."""
+        return self.variants[self.isa]
+
+    def for_instruction_set(self, isa: str) -> Target:
+        """Returns the target with another instruction set in force."""
+        return replace(self, isa=isa)

@@ -1,0 +1,192 @@
+"""ONNX Runtime's CPU provider: which operators of a QDQ graph it runs in integers, and under which conditions.
+
+On x64: unsigned activations, signed weights with a scale a channel, every zero point explicit. Signed activations lose
+fusion wherever a tensor has two readers (QDQS8ToU8Transformer converts only a Q with one edge); unsigned weights run at
+a tenth of the speed. On Arm: signed both.
+
+Measured on ONNX Runtime 1.31.1 by building each pattern and reading the executed graph; the fan-out rule was found
+unchanged from 1.17 on. tests/targets/test_ort_cpu.py builds the patterns again and holds this table to what runs.
+"""
+
+from __future__ import annotations
+
+from fewbits.numerics.format import Int
+from fewbits.planning.site import GraphView, OpView
+from fewbits.targets.base import Condition, Kind, OpRule, Output, Target, Variant
+
+
+def _constant(index: int) -> Condition:
+    return Condition(
+        slug="weight-not-constant",
+        text="the weight is fixed in the file",
+        holds=lambda op, graph: len(op.inputs) > index and graph.is_constant(op.inputs[index]),
+    )
+
+
+def _bias_holds(op: OpView, graph: GraphView) -> bool:
+    if len(op.inputs) < 3 or not op.inputs[2]:
+        return True
+    return graph.is_constant(op.inputs[2]) and graph.rank(op.inputs[2]) == 1
+
+
+_BIAS = Condition(slug="bias-not-constant", text="the bias is one fixed number a channel", holds=_bias_holds)
+_WEIGHT_2D = Condition(
+    slug="weight-not-2d",
+    text="the weight is a matrix",
+    holds=lambda op, graph: graph.rank(op.inputs[1]) == 2,
+)
+_GEMM_PLAIN = Condition(
+    slug="gemm-factors",
+    text="alpha and beta are 1 and the input is not transposed",
+    holds=lambda op, graph: (
+        op.attributes.get("alpha", 1.0) == 1.0
+        and op.attributes.get("beta", 1.0) == 1.0
+        and op.attributes.get("transA", 0) == 0
+    ),
+)
+_FLOAT32 = Condition(
+    slug="not-float32",
+    text="the data are float32",
+    holds=lambda op, graph: all(
+        graph.tensors[name].dtype in ("float32", None) for name in (*op.inputs[:1], *op.outputs[:1])
+    ),
+)
+_TWO_INPUTS = Condition(
+    slug="constant-only",
+    text="at least one input changes at run time",
+    holds=lambda op, graph: any(not graph.is_constant(name) for name in op.inputs),
+)
+_CLIP_FROM_ZERO = Condition(
+    slug="clip-not-from-zero",
+    text="the clip starts at 0 and its ends are fixed, so that the zero point at the lowest code does the same",
+    holds=lambda op, graph: _clip_low(op, graph) == 0.0 and _clip_high_fixed(op, graph),
+)
+_RESIZE_NEAREST = Condition(
+    slug="resize-not-nearest",
+    text="the resize takes nearest neighbours; interpolation makes new values",
+    holds=lambda op, graph: op.attributes.get("mode", "nearest") == "nearest",
+)
+_PAD_ZERO = Condition(
+    slug="pad-not-zero",
+    text="the padding is a constant 0 or repeats elements",
+    holds=lambda op, graph: (
+        op.attributes.get("mode", "constant") != "constant"
+        or len(op.inputs) < 3
+        or not op.inputs[2]
+        or graph.tensors[op.inputs[2]].value == 0.0
+    ),
+)
+
+
+def _clip_low(op: OpView, graph: GraphView) -> float | None:
+    return graph.tensors[op.inputs[1]].value if len(op.inputs) > 1 and op.inputs[1] else None
+
+
+def _clip_high_fixed(op: OpView, graph: GraphView) -> bool:
+    return len(op.inputs) < 3 or not op.inputs[2] or graph.tensors[op.inputs[2]].value is not None
+
+
+def _gemm_axis(op: OpView) -> int:
+    return 0 if op.attributes.get("transB", 0) else 1
+
+
+_MOVES = OpRule(kind=Kind.MOVES, runs_as="on codes", activations=(0,))
+
+_RULES = {
+    "Conv": OpRule(
+        kind=Kind.WEIGHTED,
+        runs_as="QLinearConv",
+        weight=1,
+        bias=2,
+        activations=(0,),
+        conditions=(_FLOAT32, _constant(1), _BIAS),
+    ),
+    "Gemm": OpRule(
+        kind=Kind.WEIGHTED,
+        runs_as="QGemm",
+        weight=1,
+        bias=2,
+        axis=_gemm_axis,
+        activations=(0,),
+        output=Output.OPTIONAL,
+        conditions=(_FLOAT32, _constant(1), _WEIGHT_2D, _BIAS, _GEMM_PLAIN),
+    ),
+    "MatMul": OpRule(
+        kind=Kind.WEIGHTED,
+        runs_as="QLinearMatMul",
+        weight=1,
+        axis=lambda op: 1,
+        activations=(0,),
+        # Without a Q behind it a following Add of a constant is fused first, into a float Gemm.
+        output=Output.REQUIRED,
+        conditions=(_FLOAT32, _constant(1), _WEIGHT_2D),
+    ),
+    "Add": OpRule(kind=Kind.LIGHT, runs_as="QLinearAdd", conditions=(_FLOAT32, _TWO_INPUTS)),
+    "Mul": OpRule(kind=Kind.LIGHT, runs_as="QLinearMul", conditions=(_FLOAT32, _TWO_INPUTS)),
+    "Concat": OpRule(kind=Kind.LIGHT, runs_as="QLinearConcat", conditions=(_FLOAT32,)),
+    "GlobalAveragePool": OpRule(kind=Kind.LIGHT, runs_as="QLinearGlobalAveragePool", conditions=(_FLOAT32,)),
+    "AveragePool": OpRule(kind=Kind.LIGHT, runs_as="QLinearAveragePool", conditions=(_FLOAT32,)),
+    "LeakyRelu": OpRule(kind=Kind.LIGHT, runs_as="QLinearLeakyRelu", conditions=(_FLOAT32,)),
+    "Sigmoid": OpRule(kind=Kind.LIGHT, runs_as="QLinearSigmoid", conditions=(_FLOAT32,)),
+    "Relu": OpRule(kind=Kind.CLIPS, runs_as="the saturation of the operator before it"),
+    "Clip": OpRule(kind=Kind.CLIPS, runs_as="the saturation of the operator before it", conditions=(_CLIP_FROM_ZERO,)),
+    "MaxPool": _MOVES,
+    "Reshape": _MOVES,
+    "Transpose": _MOVES,
+    "Flatten": _MOVES,
+    "Squeeze": _MOVES,
+    "Unsqueeze": _MOVES,
+    "Slice": _MOVES,
+    "Gather": _MOVES,
+    "Expand": _MOVES,
+    "Tile": _MOVES,
+    "DepthToSpace": _MOVES,
+    "Resize": OpRule(kind=Kind.MOVES, runs_as="on codes", activations=(0,), conditions=(_RESIZE_NEAREST,)),
+    "Pad": OpRule(kind=Kind.MOVES_CODES, runs_as="Pad on codes", activations=(0,), conditions=(_PAD_ZERO,)),
+}
+
+_FLOAT_REASONS = {
+    "Softmax": "needs exponentials; kept float where it ends the model",
+    "BatchNormalization": "no layer before it could take it in",
+    "LayerNormalization": "ONNX Runtime has no integer kernel for it",
+    "ConvTranspose": "ONNX Runtime has no integer kernel for it",
+    "HardSwish": "ONNX Runtime does not fuse it between Q and DQ",
+    "HardSigmoid": "ONNX Runtime does not fuse it between Q and DQ",
+    "Gelu": "ONNX Runtime has no integer kernel for it",
+    "Tanh": "ONNX Runtime has no integer kernel for it",
+    "Erf": "ONNX Runtime has no integer kernel for it",
+    "Sub": "ONNX Runtime does not fuse it between Q and DQ",
+    "Div": "ONNX Runtime does not fuse it between Q and DQ",
+    "ReduceMean": "ONNX Runtime does not fuse it between Q and DQ",
+    "InstanceNormalization": "ONNX Runtime has no integer kernel for it",
+}
+
+_U8 = Int(bits=8, signed=False)
+_S8 = Int(bits=8, signed=True)
+
+TARGET = Target(
+    name="ort-cpu",
+    runtime="ort",
+    exporter="onnx-qdq",
+    summary="ONNX Runtime, CPU provider, standard QDQ file",
+    rules=_RULES,
+    float_reasons=_FLOAT_REASONS,
+    variants={
+        "vnni": Variant(
+            activation=_U8, weight=_S8, pair_limit=None, note="x64 with VNNI or AMX: u8 x s8 products are exact"
+        ),
+        # 2 * 255 * 64 = 32640 <= 32767: any two products of a channel fit the 16-bit lane of VPMADDUBSW.
+        "avx2": Variant(
+            activation=_U8,
+            weight=_S8,
+            pair_limit=128,
+            note="x64 without VNNI: pairs of products saturate at 16 bits; weights reduced per channel so that none can",
+        ),
+        "arm": Variant(activation=_S8, weight=_S8, pair_limit=None, note="Arm: signed activations and weights"),
+    },
+    isa="vnni",
+    sources=(
+        "onnxruntime/core/optimizer/qdq_transformer (selectors and actions), 1.31.1",
+        "executed graphs of ONNX Runtime 1.31.1, read by fewbits",
+    ),
+)

@@ -1,0 +1,335 @@
+"""Which tensors get Q/DQ: a target's rules applied to a graph view. Pure functions on values.
+
+The unit of choice is the node. Given the nodes that shall stay float, the sites follow:
+a weighted operator whose conditions hold runs in integers; a light one does where it keeps a chain unbroken (an integer
+operator before it, one behind it); a tensor is quantized where an integer operator reads it, or where the integer
+operator that writes it needs a quantized output; a clip behind an integer operator is absorbed by its saturation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerChannel, PerTensor
+from fewbits.numerics.scheme import Scheme
+from fewbits.planning.site import GraphView, Link, OpView, Role, Site
+from fewbits.targets.base import Kind, OpRule, Output, Target
+
+_BIAS_FORMAT = Int(bits=32, signed=True)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a node stays float.
+
+    Args:
+      slug: Short name of the rule.
+      text: The rule in words.
+    """
+
+    slug: str
+    text: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedSite:
+    """A site that is quantized, how, and why."""
+
+    site: Site
+    scheme: Scheme
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a target wants Q/DQ.
+
+    Args:
+      sites: Quantized sites in graph order.
+      links: Sites that share parameters.
+      integer: Names of the nodes that run in integers, in graph order.
+      absorbed: Clips that vanish, with the node that takes them in.
+      moved: Nodes that move codes.
+      kept_float: Every other node, with its reason.
+    """
+
+    sites: tuple[PlacedSite, ...]
+    links: tuple[Link, ...]
+    integer: tuple[str, ...]
+    absorbed: Mapping[str, str]
+    moved: tuple[str, ...]
+    kept_float: Mapping[str, Reason]
+
+
+def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:
+    """Returns the rule by which a node could run in integers, or the reason why it cannot."""
+    if op.domain not in ("", "ai.onnx"):
+        return Reason(slug="custom-domain", text=f"operator of the domain {op.domain!r}, unknown to the target")
+    if op.has_subgraph:
+        return Reason(slug="subgraph", text="holds graphs of its own, which stay float")
+    rule = target.rules.get(op.op)
+    if rule is None:
+        text = target.float_reasons.get(op.op, f"{target.name} has no integer kernel for {op.op}")
+        return Reason(slug="no-integer-kernel", text=text)
+    for condition in rule.conditions:
+        if not condition.holds(op, graph):
+            return Reason(slug=condition.slug, text=f"it would need that {condition.text}")
+    return rule
+
+
+@final
+class _Placer:
+    """The working state of one placement; built, run and dropped by ``place``."""
+
+    def __init__(self, graph: GraphView, target: Target, keep_float: Iterable[str]) -> None:
+        self.graph = graph
+        self.target = target
+        self.rules: dict[str, OpRule] = {}
+        self.reasons: dict[str, Reason] = {}
+        asked = set(keep_float)
+        for op in graph.ops:
+            found = candidate(op, graph, target)
+            if isinstance(found, Reason):
+                self.reasons[op.name] = found
+            elif op.name in asked:
+                self.reasons[op.name] = Reason(slug="kept-by-choice", text="kept float by choice")
+            else:
+                self.rules[op.name] = found
+        self.integer: set[str] = set()
+        self.absorbed: dict[str, str] = {}
+        self.quantized: set[str] = set()
+        self.links: dict[str, Link] = {}
+
+    def kind(self, op: OpView) -> Kind | None:
+        rule = self.rules.get(op.name)
+        return None if rule is None else rule.kind
+
+    def run(self) -> Placement:
+        computing = (Kind.WEIGHTED, Kind.LIGHT)
+        self.integer = {op.name for op in self.graph.ops if self.kind(op) in computing}
+        self._absorb()
+        self._drop_lonely_light()
+        self._absorb()
+        self._quantize_tensors()
+        return self._result()
+
+    def _absorb(self) -> None:
+        """Lets each clip vanish into the integer operator before it, where it is that operator's only reader."""
+        self.absorbed = {}
+        for op in self.graph.ops:
+            if self.kind(op) is not Kind.CLIPS:
+                continue
+            source = self.graph.producer.get(op.inputs[0])
+            alone = len(self.graph.consumers.get(op.inputs[0], ())) == 1 and op.inputs[0] not in self.graph.outputs
+            if source is not None and source.name in self.integer and alone:
+                self.absorbed[op.name] = source.name
+
+    def unit_output(self, op: OpView) -> str:
+        """Returns the tensor that carries the operator's result, behind a clip that it absorbs."""
+        for reader in self.graph.consumers.get(op.outputs[0], ()):
+            if self.absorbed.get(reader.name) == op.name:
+                return reader.outputs[0]
+        return op.outputs[0]
+
+    def _comes_from_integer(self, name: str) -> bool:
+        """Returns whether a tensor is written by an integer operator, seen through moves and absorbed clips."""
+        source = self.graph.producer.get(name)
+        while source is not None:
+            if source.name in self.integer:
+                return True
+            moves = self.kind(source) in (Kind.MOVES, Kind.MOVES_CODES)
+            if not moves and source.name not in self.absorbed:
+                return False
+            source = self.graph.producer.get(source.inputs[0])
+        return False
+
+    def _reaches_integer(self, name: str) -> bool:
+        """Returns whether some integer operator reads a tensor as activation, seen through moves and absorbed clips."""
+        for reader in self.graph.consumers.get(name, ()):
+            if reader.name in self.integer and name in self.rules[reader.name].activation_inputs(reader):
+                return True
+            moves = self.kind(reader) in (Kind.MOVES, Kind.MOVES_CODES) and reader.inputs[0] == name
+            if (moves or reader.name in self.absorbed) and any(self._reaches_integer(out) for out in reader.outputs):
+                return True
+        return False
+
+    def _drop_lonely_light(self) -> None:
+        """Leaves light operators float that have no integer operator before them, or none behind."""
+        light = [op for op in self.graph.ops if self.kind(op) is Kind.LIGHT]
+        changed = True
+        while changed:
+            changed = False
+            for op in light:
+                if op.name not in self.integer:
+                    continue
+                dynamic = [n for n in self.rules[op.name].activation_inputs(op) if not self.graph.is_constant(n)]
+                before = any(self._comes_from_integer(name) for name in dynamic)
+                if before and self._reaches_integer(op.outputs[0]):
+                    continue
+                self.integer.discard(op.name)
+                where = "behind it" if before else "before it"
+                text = f"no integer operator {where}, so integers would only add conversions"
+                self.reasons[op.name] = Reason(slug="chain-end", text=text)
+                changed = True
+                self._absorb()
+
+    def _quantize_tensors(self) -> None:
+        for op in self.graph.ops:
+            if op.name not in self.integer:
+                continue
+            rule = self.rules[op.name]
+            self.quantized.update(rule.activation_inputs(op))
+            if rule.output is Output.REQUIRED:
+                self.quantized.add(self.unit_output(op))
+        for op in reversed(self.graph.ops):
+            kind = self.kind(op)
+            if kind not in (Kind.MOVES, Kind.MOVES_CODES) or not op.inputs:
+                continue
+            wanted = [name for name in op.outputs if name in self.quantized]
+            source = op.inputs[0]
+            ready = source in self.quantized or self._comes_from_integer(source)
+            if wanted and ready and not self.graph.is_constant(source):
+                self.quantized.add(source)
+                for name in wanted:
+                    self.links[name] = Link(root=source, member=name, node=op.name)
+
+    def _result(self) -> Placement:
+        moved = {link.node for link in self.links.values()}
+        for op in self.graph.ops:
+            if op.name in self.integer or op.name in self.absorbed or op.name in moved or op.name in self.reasons:
+                continue
+            if self.kind(op) is Kind.CLIPS:
+                reason = Reason(
+                    slug="clip-not-absorbed",
+                    text="no integer operator right before it whose only reader it is, so saturation cannot do it",
+                )
+            else:
+                reason = Reason(slug="moves-float", text="moves elements between operators that are float")
+            self.reasons[op.name] = reason
+        return Placement(
+            sites=tuple(self._sites()),
+            links=tuple(self._resolved_links()),
+            integer=tuple(op.name for op in self.graph.ops if op.name in self.integer),
+            absorbed=dict(self.absorbed),
+            moved=tuple(op.name for op in self.graph.ops if op.name in moved),
+            kept_float={
+                op.name: self.reasons[op.name]
+                for op in self.graph.ops
+                if op.name in self.reasons and op.name not in self.integer
+            },
+        )
+
+    def _resolved_links(self) -> Iterable[Link]:
+        """Yields the links with each member tied to the first root of its chain."""
+        for op in self.graph.ops:
+            for name in op.outputs:
+                link = self.links.get(name)
+                if link is None:
+                    continue
+                root = link.root
+                while root in self.links:
+                    root = self.links[root].root
+                yield Link(root=root, member=link.member, node=link.node)
+
+    def _sites(self) -> Iterable[PlacedSite]:
+        seen: set[str] = set()
+        for name in self.graph.inputs:
+            if name in self.quantized:
+                seen.add(name)
+                yield self._activation(name, op="input", node=name, reason="read by an integer operator")
+        for op in self.graph.ops:
+            yield from self._inner_sites(op, seen)
+            for name in op.outputs:
+                if name not in self.quantized or name in seen:
+                    continue
+                seen.add(name)
+                by = self.graph.by_name[self.absorbed.get(op.name, op.name)]
+                yield self._activation(name, op=by.op, node=by.name, reason=self._why(name, op))
+
+    def _why(self, name: str, op: OpView) -> str:
+        if name in self.links:
+            return f"{op.op} only moves elements: shares the scale of {self.links[name].root!r}"
+        if op.name in self.absorbed:
+            return f"{op.op} is done by saturation"
+        return "between integer operators" if op.name in self.integer else "read by an integer operator"
+
+    def _inner_sites(self, op: OpView, seen: set[str]) -> Iterable[PlacedSite]:
+        """Yields weight, constant operands and bias of an integer node."""
+        if op.name not in self.integer:
+            return
+        rule = self.rules[op.name]
+        variant = self.target.variant
+        weight, bias = rule.weight_input(op), rule.bias_input(op)
+        if weight is not None and weight not in seen:
+            seen.add(weight)
+            axis = rule.axis(op)
+            scheme = Scheme(format=variant.weight, granularity=PerChannel(axis), symmetric=True)
+            yield PlacedSite(site=self._site(weight, Role.WEIGHT, op), scheme=scheme, reason=f"runs as {rule.runs_as}")
+        for name in rule.activation_inputs(op):
+            if self.graph.is_constant(name) and name not in seen:
+                seen.add(name)
+                scheme = Scheme(format=variant.activation, granularity=PerTensor(), symmetric=False)
+                yield PlacedSite(
+                    site=self._site(name, Role.CONSTANT, op), scheme=scheme, reason=f"operand of {rule.runs_as}"
+                )
+        if bias is not None and bias not in seen:
+            seen.add(bias)
+            scheme = Scheme(format=_BIAS_FORMAT, granularity=PerChannel(0), symmetric=True)
+            yield PlacedSite(
+                site=self._site(bias, Role.BIAS, op), scheme=scheme, reason="added to the int32 accumulator"
+            )
+
+    def _activation(self, name: str, *, op: str, node: str, reason: str) -> PlacedSite:
+        scheme = Scheme(format=self.target.variant.activation, granularity=PerTensor(), symmetric=False)
+        shape = self.graph.tensors[name].shape or ()
+        site = Site(name=name, role=Role.ACTIVATION, op=op, node=node, shape=shape)
+        return PlacedSite(site=site, scheme=scheme, reason=reason)
+
+    def _site(self, name: str, role: Role, op: OpView) -> Site:
+        return Site(name=name, role=role, op=op.op, node=op.name, shape=self.graph.tensors[name].shape or ())
+
+
+def place(graph: GraphView, target: Target, *, keep_float: Iterable[str] = ()) -> Placement:
+    """Returns where the target wants Q/DQ in a graph.
+
+    Args:
+      graph: The model, passes done.
+      target: The rules.
+      keep_float: Names of nodes that shall stay float although they could run in integers.
+    """
+    return _Placer(graph, target, keep_float).run()
+
+
+def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) -> tuple[str, ...]:
+    """Returns the nodes that run in integers when just these sites are quantized, in graph order.
+
+    A node does when its rule holds, its weight, bias and activations are quantized, and its output where the rule
+    requires it (behind a clip that reads it alone, the clip's output will do).
+    """
+    have = set(quantized)
+    found = []
+    for op in graph.ops:
+        rule = candidate(op, graph, target)
+        if isinstance(rule, Reason) or rule.kind not in (Kind.WEIGHTED, Kind.LIGHT):
+            continue
+        needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
+        if needed <= have and (rule.output is Output.OPTIONAL or _result_of(op, graph, target) & have):
+            found.append(op.name)
+    return tuple(found)
+
+
+def _result_of(op: OpView, graph: GraphView, target: Target) -> set[str]:
+    """Returns the tensors whose quantization makes the operator's output quantized."""
+    results = {op.outputs[0]}
+    readers = graph.consumers.get(op.outputs[0], ())
+    if len(readers) == 1 and op.outputs[0] not in graph.outputs:
+        clip = candidate(readers[0], graph, target)
+        if isinstance(clip, OpRule) and clip.kind is Kind.CLIPS:
+            results.add(readers[0].outputs[0])
+    return results
