@@ -206,6 +206,8 @@ def float_kept() -> dict[str, Any]:
     raw["size"] |= {"quantized_bytes": 1093281, "ratio": 1.0}
     raw["latency"] |= {"quantized_ms": 2.131, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
     raw["flips"] = {"harmful": 0, "helpful": 0}
+    raw["memory"] |= {"peak_bytes": 14_900_000, "weights_bytes": 1_080_000, "bytes_moved": 7_210_000}
+    raw["memory"]["mac_bits"] = {"32x32": 40_552_448}
     raw["executed"] |= {"integer_nodes": 0, "float_nodes": 22, "by_dtype": {"float32": 22}, "islands": []}
     raw["executed"]["kernels"] = {"Conv": 19, "Gemm": 1, "ReduceMean": 1, "Add": 1}
     raw["layers"] = []

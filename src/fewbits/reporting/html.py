@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fewbits.reporting import words
 from fewbits.reporting.schema import Layer, Report, nulls, reason_for
@@ -21,7 +22,7 @@ _LABELS = {
     "met": "Budget met",
     "not met": "Budget not met",
     "undecided": "Undecided",
-    "no budget": "No budget",
+    "no budget": "No budget was set",
     words.FLOAT_KEPT: "Float model kept",
 }
 # A table of more rows starts folded; in print it is always open.
@@ -100,6 +101,19 @@ def _unknown(report: Report) -> list[tuple[str, list[str]]]:
     return list(groups.items())
 
 
+def _breakable(name: str | None) -> Markup:
+    """Returns a name, cleaned and escaped, that a line may break after its separators."""
+    pieces = re.split(r"(?<=[/._:])(?=[^/._:])", clean(name or ""))
+    return Markup("<wbr>").join(escape(piece) for piece in pieces)
+
+
+def _title(report: Report, label: str) -> str:
+    """Returns the headline without the verdict's label, which the page shows above it."""
+    text = words.headline(report)
+    rest = text.removeprefix(f"{label}:").strip()
+    return rest[:1].upper() + rest[1:] if rest else text
+
+
 def _finish(value: object) -> object:
     """Cleans what an expression of the template prints; markup that the template made itself passes."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -117,6 +131,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     environment.filters["cleaned"] = clean
+    environment.filters["breakable"] = _breakable
     return environment.get_template("report.html.j2")
 
 
@@ -125,14 +140,15 @@ def render_html(report: Report) -> str:
 
     A figure stands in the page as ``<data data-key="size.ratio" value="3.64">``: key and value as in report.json.
     """
+    label = _LABELS[words.state(report)]
     return _template().render(
         r=report,
         w=words,
         figure=partial(words.figure, report),
         in_words=partial(words.in_words, report),
         state=words.state(report),
-        label=_LABELS[words.state(report)],
-        headline=words.headline(report),
+        label=label,
+        headline=_title(report, label),
         chart=chart(report),
         schemes=_schemes(report),
         weakest=_weakest(report),

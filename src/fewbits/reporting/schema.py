@@ -33,8 +33,14 @@ def _finite(value: Any) -> Any:
         return value
 
 
+def _without_folder(value: Any) -> Any:
+    """Returns the last part of a path of any system: a report names no folder of the machine that made it."""
+    return value.replace("\\", "/").rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
+
+
 Number = Annotated[float | None, BeforeValidator(_finite)]
 Count = NonNegativeInt | None
+FileName = Annotated[str | None, BeforeValidator(_without_folder)]
 Text = str | None
 
 
@@ -45,7 +51,7 @@ class _Part(BaseModel):
 class ModelFacts(_Part):
     """The float model that came in."""
 
-    name: Text = Field(default=None, description="File name without its folder")
+    name: FileName = Field(default=None, description="File name without its folder")
     sha256: Text = Field(default=None, description="Of the float model's file or files")
     opset: Count = Field(default=None, description="Version of the default ONNX operator set")
     parameters: Count = Field(default=None, description="Elements of all weights")

@@ -30,7 +30,8 @@ def clean(text: str, *, limit: int | None = None) -> str:
     """Returns text on one line without escape sequences, control, bidirectional and invisible characters.
 
     What is left prints as itself, moves no cursor, and reads in the order in which it is stored. Line breaks and tabs
-    become one space. HTML, Markdown and YAML have their own quoting on top of this. clean(clean(x)) == clean(x).
+    become one space, none at the ends. HTML, Markdown and YAML need their own quoting on top of this.
+    clean(clean(x)) == clean(x).
 
     Args:
       text: Any string, lone surrogates included.
@@ -43,7 +44,7 @@ def clean(text: str, *, limit: int | None = None) -> str:
     """
     # One pass is enough: whatever it joins together or leaves over has lost, as a control character, what makes it one.
     text = _BLANKS.sub(" ", _ESCAPES.sub("", text))
-    kept = "".join(c for c in text if unicodedata.category(c) not in _UNWANTED and not _is_noncharacter(ord(c)))
+    kept = "".join(c for c in text if unicodedata.category(c) not in _UNWANTED and not _is_noncharacter(ord(c))).strip()
     if limit is None or len(kept) <= limit:
         return kept
     tail = (limit - 1) // 2

@@ -162,7 +162,7 @@ def loss(metric: Metric, value: float, *, apart: float | None = None, budget: bo
             decimals += 1
         number = f"{shown:.{decimals}f}"
         if float(number) == 0:
-            number = number.lstrip("-")
+            number = "0.00"
     if unit == "points" and number in {"1", "-1"}:
         unit = "point"
     return minus(number) + ("%" if unit == "%" else f" {unit}" if unit else "")
@@ -210,7 +210,7 @@ def headline(report: Report) -> str:
 def worsens(metric: Metric, drop: float | None) -> str:
     """Returns the measured loss as a predicate: "falls by 0.33 points", "improves by 1%", "does not change"."""
     if drop is None:
-        return "changes by an unknown amount"
+        return "changed by an amount that was not measured"
     if drop == 0:
         return "does not change"
     if drop < 0:
@@ -242,6 +242,9 @@ def _verdict_sentence(report: Report) -> str:
         return f"Float model kept: no candidate was better and inside the budget {allowed}"
     if report.verdict == "met":
         return f"Budget met: {name} {most} {allowed}"
+    if metric.drop is None and metric.bound is None:
+        label = {"undecided": "Undecided", "not met": "Budget not met"}.get(report.verdict, "No budget was set")
+        return f"{label}: the loss of {name} was not measured"
     if report.verdict == "not met":
         return f"Budget not met: {name} {worsens(metric, metric.drop)} {allowed}"
     if report.verdict == "undecided":
@@ -270,6 +273,17 @@ def smaller(report: Report) -> str:
     if abs(ratio - 1) < 0.005:
         return "same size"
     return f"{ratio:.2f}× smaller" if ratio > 1 else f"{1 / ratio:.2f}× larger"
+
+
+def lighter(report: Report) -> str:
+    """Returns the peak memory against float, "37% less" or "about the same"; "" where one of the two is unknown."""
+    float_peak, peak = report.memory.float_peak_bytes, report.memory.peak_bytes
+    if not float_peak or peak is None:
+        return ""
+    percent = round(100 * (1 - peak / float_peak))
+    if percent == 0:
+        return "about the same"
+    return f"{percent}% less" if percent > 0 else f"{-percent}% more"
 
 
 def faster(report: Report) -> str:
