@@ -2,6 +2,10 @@
 
 Calls interleaved one by one tax each other (caches, thread pools) by up to a third; calls measured minutes apart drift
 by more than the effect. So candidates run in turn in short blocks, and only ratios of the same round are compared.
+
+The interval speaks of the sessions that were timed. Where a session's memory happens to lie is not in it: two sessions
+of the same file differed by up to 0.7 % (bench_latency.py times the float model twice), so a ratio within 1 % of 1
+decides nothing.
 """
 
 from __future__ import annotations
