@@ -56,7 +56,7 @@ def test_hostile_strings_are_plain_text_in_markdown(sample: Callable[[str], Repo
 
 
 def test_a_hostile_name_cannot_leave_its_yaml_scalar() -> None:
-    raw = {"verdict": "met", "model": {"name": 'x"\n---\nlicense: evil\n\\" !!python: &a *a'}}
+    raw = {"verdict": "met", "model": {"name": 'x"\n---\nlicense: evil\n" !!python: &a *a'}}
     front, _ = _parts(model_card(Report.model_validate(raw)))
     assert "license" not in front
     assert front["base_model"].startswith('x" --- license: evil')

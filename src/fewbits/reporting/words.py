@@ -15,7 +15,7 @@ from fewbits.reporting.text import clean
 # Decimals beyond this say nothing about a share of examples: 1e-6 is one example in a million.
 _MOST_DECIMALS = 6
 _NAME_LIMIT = 60
-_UNIT_LIMIT = 24
+_UNIT_LIMIT = 16
 FLOAT_KEPT = "float kept"
 
 
@@ -239,7 +239,8 @@ def _verdict_sentence(report: Report) -> str:
     allowed = f"(budget {budget.text})" if budget.known else "(budget unknown)"
     most = at_most(report) or "stays inside the budget"
     if report.float_kept:
-        return f"Float model kept: no candidate was better and inside the budget {allowed}"
+        inside = f" and inside the budget of {budget.text}" if budget.known else ""
+        return f"Float model kept: no candidate was better than float{inside}"
     if report.verdict == "met":
         return f"Budget met: {name} {most} {allowed}"
     if metric.drop is None and metric.bound is None:
