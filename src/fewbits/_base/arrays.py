@@ -5,6 +5,7 @@ Numerics, calibration and algorithms are written against the array API namespace
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import array_api_compat
@@ -33,6 +34,14 @@ def freeze(array: Array) -> Array:
         array = array.view()
         array.flags.writeable = False
     return array
+
+
+def ignore_overflow() -> AbstractContextManager[object]:
+    """Returns a context in which a result that becomes infinite warns nobody; for steps that saturate right after.
+
+    NumPy is the only library that warns; elsewhere the context does nothing.
+    """
+    return np.errstate(over="ignore")
 
 
 def same_array(left: Array | None, right: Array | None) -> bool:

@@ -6,6 +6,7 @@ per-tensor [1, 1, …], per-channel [1, …, C, …, 1], per-group [d0, …, cei
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,8 @@ from typing import final
 
 from fewbits._base.arrays import Array, namespace
 from fewbits._base.errors import NumericsError
+
+_PATTERN = re.compile(r"(?P<kind>per-[a-z]+)(?:\((?P<numbers>-?[0-9]+(?:, ?-?[0-9]+)*)\))?")
 
 
 class Granularity(ABC):
@@ -139,11 +142,14 @@ class PerGroup(Granularity):
 def parse_granularity(text: str) -> Granularity:
     """Returns the granularity that ``Granularity.name`` printed.
 
+    Raises: NumericsError(slug="granularity") for other words, NumericsError(slug="group-size") for an empty group.
+
     >>> parse_granularity("per-group(1, 32)")
     PerGroup(axis=1, size=32)
     """
-    kind, _, rest = text.partition("(")
-    numbers = [int(part) for part in rest.rstrip(")").split(",")] if rest else []
+    match = _PATTERN.fullmatch(text)
+    kind = match["kind"] if match else None
+    numbers = [int(part) for part in match["numbers"].split(",")] if match and match["numbers"] else []
     if kind == "per-tensor" and not numbers:
         return PerTensor()
     if kind == "per-channel" and len(numbers) == 1:

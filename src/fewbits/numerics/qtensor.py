@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import final
 
-from fewbits._base.arrays import Array, freeze, namespace, same_array, to_numpy
+from fewbits._base.arrays import Array, freeze, ignore_overflow, namespace, same_array, to_numpy
 from fewbits._base.errors import NumericsError
 from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerTensor
 from fewbits.numerics.scheme import Scheme
 
 
@@ -36,6 +37,20 @@ class QParams:
                 slug="qparams-shape",
             )
 
+    def check_fits(self, shape: tuple[int, ...]) -> None:
+        """Raises NumericsError(slug="scale-shape") if the scales do not belong to a tensor of this shape.
+
+        Broadcasting alone would let scales of the wrong axis of a square matrix pass.
+        """
+        expected = self.scheme.granularity.scale_shape(shape)
+        scalar = self.scale.shape == () and isinstance(self.scheme.granularity, PerTensor)
+        if tuple(self.scale.shape) != expected and not scalar:
+            raise NumericsError(
+                f"{self.scheme.granularity.name} scales of a tensor of shape {list(shape)} have shape "
+                f"{list(expected)}, got {list(self.scale.shape)}; reshape them",
+                slug="scale-shape",
+            )
+
     def same(self, other: QParams) -> bool:
         """Returns whether scheme and every bit of the arrays are equal."""
         return (
@@ -55,6 +70,7 @@ class QTensor:
     Args:
       codes: One code per element, dtype ``scheme.format.code_dtype``, the tensor's shape.
       params: Scheme, scales and zero points.
+    Raises: NumericsError(slug="scale-shape") for scales that do not belong to a tensor of the codes' shape.
     """
 
     codes: Array
@@ -62,6 +78,7 @@ class QTensor:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", freeze(self.codes))
+        self.params.check_fits(self.shape)
 
     @property
     def scheme(self) -> Scheme:
@@ -111,17 +128,21 @@ def quantize(values: Array, params: QParams) -> QTensor:
       values: Floating point, any shape with at least one element; taken as float32.
       params: Scheme and scales, in shapes that fit the values.
     Raises: NumericsError(slug="nonfinite-values") for NaN or infinity, with count and first index;
-      NumericsError(slug="scale-not-positive") for a scale that is not positive and finite.
+      NumericsError(slug="scale-not-positive") for a scale that is not positive and finite;
+      NumericsError(slug="scale-shape") for scales that do not belong to a tensor of this shape.
     Source: ONNX operator QuantizeLinear-21.
     """
     xp = namespace(values)
     fmt = params.scheme.format
-    values = xp.astype(values, xp.float32)
+    params.check_fits(tuple(values.shape))
+    with ignore_overflow():  # float64 beyond float32 becomes infinite, and is refused as such
+        values = xp.astype(values, xp.float32)
     refuse_nonfinite(values)
     if not bool(xp.all((params.scale > 0) & xp.isfinite(params.scale))):
         raise NumericsError("a scale is zero, negative or not finite", slug="scale-not-positive")
     granularity = params.scheme.granularity
-    scaled = values / granularity.expand(params.scale, values.shape)
+    with ignore_overflow():  # an infinite quotient saturates below
+        scaled = values / granularity.expand(params.scale, values.shape)
     if isinstance(fmt, Int):
         # Clip before adding the zero point, so that a quotient of 1e38 cannot swallow it.
         reach = float(fmt.max_code - fmt.min_code)

@@ -10,6 +10,9 @@ from fewbits.numerics.format import Format, Int
 MIN_SCALE = 1.1754943508222875e-38
 # Largest finite float32.
 MAX_SCALE = 3.4028234663852886e38
+# Ranges end a little inside float32: a scale rounded up to float32 (2**-24 relative), times the largest code, would
+# else be infinite.
+_INSIDE = 1.0 - 2.0**-22
 
 
 def _refuse_nonfinite(xp: object, *arrays: Array) -> None:
@@ -23,8 +26,8 @@ def _refuse_nonfinite(xp: object, *arrays: Array) -> None:
 def choose_scale(amax: Array, fmt: Format) -> Array:
     """Returns the scale that maps amax onto the largest value of fmt.
 
-    scale = amax / fmt.max_value, raised to the smallest normal float32.  Where amax is 0 the scale is 1, so that the
-    codes are 0 and not NaN.
+    scale = amax / fmt.max_value, raised to the smallest normal float32, and lowered where scale * fmt.max_value would
+    not be finite.  Where amax is 0 the scale is 1, so that the codes are 0 and not NaN.
 
     Args:
       amax: Largest magnitude per group, any shape, in units of the tensor, >= 0.
@@ -39,7 +42,7 @@ def choose_scale(amax: Array, fmt: Format) -> Array:
     xp = namespace(amax)
     amax = xp.astype(amax, xp.float64)
     _refuse_nonfinite(xp, amax)
-    scale = xp.clip(amax / fmt.max_value, MIN_SCALE, MAX_SCALE)
+    scale = xp.clip(amax / fmt.max_value, MIN_SCALE, MAX_SCALE * _INSIDE / fmt.max_value)
     return xp.astype(xp.where(amax == 0, xp.ones_like(scale), scale), xp.float32)
 
 
@@ -47,7 +50,8 @@ def choose_affine(low: Array, high: Array, fmt: Int) -> tuple[Array, Array]:
     """Returns the scale and the zero point that map [low, high], widened to hold 0, onto all codes of fmt.
 
     scale = (high - low) / (max_code - min_code),  zero_point = round(min_code - low / scale), clipped to the codes.
-    Zero is exact: it has the code zero_point.
+    Zero is exact: it has the code zero_point.  Ends beyond MAX_SCALE * steps / (steps + 1) are drawn in, because
+    rounding the zero point moves the grid by up to half a step, and no code may stand for infinity.
 
     Args:
       low: Lower end per group, any shape, in units of the tensor.
@@ -64,11 +68,13 @@ def choose_affine(low: Array, high: Array, fmt: Int) -> tuple[Array, Array]:
     xp = namespace(low, high)
     low, high = xp.astype(low, xp.float64), xp.astype(high, xp.float64)
     _refuse_nonfinite(xp, low, high)
-    low, high = xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)
-    wide = xp.clip((high - low) / (fmt.max_code - fmt.min_code), MIN_SCALE, MAX_SCALE)
+    steps = fmt.max_code - fmt.min_code
+    furthest = MAX_SCALE * _INSIDE * steps / (steps + 1)
+    low, high = xp.clip(low, -furthest, 0.0), xp.clip(high, 0.0, furthest)
+    wide = xp.clip((high - low) / steps, MIN_SCALE, None)
     scale = xp.astype(xp.where(high == low, xp.ones_like(wide), wide), xp.float32)
     zero = xp.round(fmt.min_code - low / xp.astype(scale, xp.float64))
-    return scale, xp.astype(xp.clip(zero, fmt.min_value, fmt.max_value), xp.float32)
+    return xp.asarray(scale), xp.asarray(xp.astype(xp.clip(zero, fmt.min_value, fmt.max_value), xp.float32))
 
 
 def affine_from_amax(amax: Array, fmt: Int) -> tuple[Array, Array]:

@@ -21,9 +21,10 @@ class FormatCatalog(Mapping[str, "Format"]):
 
     @cached_property
     def _formats(self) -> dict[str, Format]:
-        modules = [f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-        modules += [point.value for point in entry_points(group=__name__)]
-        return {fmt.name: fmt for module in modules for fmt in importlib.import_module(module).FORMATS}
+        own = [f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+        theirs = [point.value for point in entry_points(group=__name__)]
+        # Ours last: a stranger adds names and replaces none.
+        return {fmt.name: fmt for module in (*theirs, *own) for fmt in importlib.import_module(module).FORMATS}
 
     def __getitem__(self, name: str) -> Format:
         if name not in self._formats:

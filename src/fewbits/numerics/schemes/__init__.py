@@ -24,9 +24,10 @@ class SchemeCatalog(Mapping[str, "NamedScheme"]):
 
     @cached_property
     def _schemes(self) -> dict[str, NamedScheme]:
-        modules = [f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-        modules += [point.value for point in entry_points(group=__name__)]
-        return {scheme.name: scheme for module in modules for scheme in importlib.import_module(module).SCHEMES}
+        own = [f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+        theirs = [point.value for point in entry_points(group=__name__)]
+        # Ours last: a stranger adds names and replaces none.
+        return {scheme.name: scheme for module in (*theirs, *own) for scheme in importlib.import_module(module).SCHEMES}
 
     def __getitem__(self, name: str) -> NamedScheme:
         if name not in self._schemes:
@@ -38,6 +39,9 @@ class SchemeCatalog(Mapping[str, "NamedScheme"]):
 
     def __len__(self) -> int:
         return len(self._schemes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._schemes
 
 
 SCHEMES = SchemeCatalog()
