@@ -154,17 +154,19 @@ def _words(labels: ArrayLike, what: str) -> Words:
         )
     if array.dtype.kind in "uib":
         return array.astype(np.uint64)  # two's complement: distinct integers stay distinct
-    distinct, index = np.unique(array, return_inverse=True)
-    words = np.empty(distinct.size, np.uint64)
-    for place, label in enumerate(distinct.tolist()):
+    known: dict[bytes | str | int, int] = {}
+    words = np.empty(array.size, np.uint64)
+    for place, label in enumerate(array.tolist()):
         if not isinstance(label, (bytes, str, int)):
             raise DataError(
-                f"{what} hold a {type(label).__name__} ({label!r}); expected integers, strings or bytes",
+                f"{what} hold a {type(label).__name__} at index {place}; expected integers, strings or bytes",
                 slug="split-keys",
             )
-        data = label if isinstance(label, bytes) else f"{type(label).__name__}:{label}".encode()
-        words[place] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-    return np.asarray(words[index.reshape(-1)])
+        if label not in known:
+            data = label if isinstance(label, bytes) else f"{type(label).__name__}:{label}".encode()
+            known[label] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        words[place] = known[label]
+    return words
 
 
 def _mix(words: Words, seed: int) -> Words:

@@ -4,10 +4,10 @@ One example is harmful with probability p, helpful with probability q, unchanged
 The bound is an unconditional exact one: it holds at every number of examples, not in the limit of many. Three steps:
 
 1. **Order.** Outcomes (b harmful, c helpful) are ordered by an approximate upper limit S, the largest delta whose
-   minimum power divergence D (Cressie and Read, lambda = 2/3) from the outcome is z^2.  ``A_s = {outcomes: S <= s}``
+   minimum power divergence D (Cressie and Read, k = 2/3) from the outcome is z^2.  ``A_s = {outcomes: S <= s}``
    is a nested chain of sets. D(delta) is the minimum over the nuisance of a jointly convex function, hence convex in
    delta with its zero at the point estimate: "delta-hat < s and D(s) >= z^2" says S <= s, and the chain is nested.
-   By the envelope theorem dD/dc - dD/da has the sign of (c/q)^lambda - (a/(1-p-q))^lambda at the minimiser, which
+   By the envelope theorem dD/dc - dD/da has the sign of (c/q)^k - (a/(1-p-q))^k at the minimiser, which
    stationarity makes >= 0 where D increases in delta; likewise for b with the other sign. So a set that holds (b, c)
    also holds (b - 1, c) and (b, c + 1): it is monotone (Barnard's convexity condition).
 2. **Tail.** For the observed s, P(A_s; p, q) falls in p and rises in q, so among all (p, q) with p - q >= delta the
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_POWER = 2.0 / 3.0  # lambda of the ordering; Cressie and Read (1984) recommend it; see benchmarks/bench_bounds.py
+_POWER = 2.0 / 3.0  # k of the ordering; Cressie and Read (1984) recommend it; see benchmarks/bench_bounds.py
+_POWER_STRICT = (
+    1.0 / 3.0
+)  # k at levels below 2 %: with 2/3 four helpful flips would outrank a harmful one too soon there,
+_STRICT_Z = 2.054  # and the bound without any flip would exceed the closed form
 _GAMMA = 1e-8  # share of alpha spent on the confidence set of the nuisance
 _WINDOW = 28.3  # ln(2 / 1e-12): mass of the flip count outside the window that is summed
 _CUT = 1e-12  # that mass; added to every tail
@@ -51,10 +55,15 @@ _HALF = 3.0  # with _DEGREE: interpolation error below 1e-9
 _RHO = 3.5
 
 
-def divergence(harmful: ArrayLike, helpful: ArrayLike, n: int, delta: float) -> Floats:
+def _power(z: float) -> float:
+    """Returns the power of the divergence for a level; a function of the level alone, never of the data."""
+    return _POWER if z <= _STRICT_Z else _POWER_STRICT
+
+
+def divergence(harmful: ArrayLike, helpful: ArrayLike, n: int, delta: float, *, power: float = _POWER) -> Floats:
     """Returns the least Cressie-Read divergence between counts and a trinomial with p - q = delta.
 
-    D = min over q of  2/(k(k+1)) * sum_cells o ((o / (n pi))^k - 1),  k = 2/3.  Zero where delta is the point estimate.
+    D = min over q of  2/(k(k+1)) * sum_cells o ((o / (n pi))^k - 1),  k = power.  Zero at the estimate.
 
     Args:
       harmful, helpful: Counts, any one shape; harmful + helpful <= n.
@@ -66,7 +75,7 @@ def divergence(harmful: ArrayLike, helpful: ArrayLike, n: int, delta: float) -> 
     a = n - b - c
     low = np.full(b.shape, max(0.0, -delta))
     high = np.full(b.shape, (1.0 - delta) / 2.0)
-    order = _POWER + 1.0
+    order = power + 1.0
     with np.errstate(divide="ignore", over="ignore"):
         # The derivative falls in q, from +inf (or a negative value: then the minimum is at the end) to -inf.
         for _ in range(48):
@@ -76,8 +85,8 @@ def divergence(harmful: ArrayLike, helpful: ArrayLike, n: int, delta: float) -> 
             low, high = np.where(slope > 0, q, low), np.where(slope > 0, high, q)
         q = 0.5 * (low + high)
         p, rest = q + delta, np.maximum(1.0 - delta - 2.0 * q, 0.0)
-        total = b * _ratio(b, n * p) ** _POWER + c * _ratio(c, n * q) ** _POWER + a * _ratio(a, n * rest) ** _POWER
-    return np.asarray(np.maximum(2.0 / (_POWER * order) * (total - n), 0.0))
+        total = b * _ratio(b, n * p) ** power + c * _ratio(c, n * q) ** power + a * _ratio(a, n * rest) ** power
+    return np.asarray(np.maximum(2.0 / (power * order) * (total - n), 0.0))
 
 
 def _ratio(count: Floats, expected: Floats) -> Floats:
@@ -86,15 +95,16 @@ def _ratio(count: Floats, expected: Floats) -> Floats:
 
 
 def approximate_limit(harmful: int, helpful: int, n: int, z: float) -> float:
-    """Returns S, the delta above the point estimate at which the divergence reaches z^2 (rounded up)."""
-    low, high = (harmful - helpful) / n, 1.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if float(divergence(harmful, helpful, n, middle)) >= z * z:
-            high = middle
-        else:
-            low = middle
-    return high
+    """Returns S, the delta above the point estimate at which the divergence reaches z^2."""
+    from scipy import optimize
+
+    def excess(delta: float) -> float:
+        return float(divergence(harmful, helpful, n, delta, power=_power(z))) - z * z
+
+    low, high = (harmful - helpful) / n, 1.0 - 1e-9
+    if low >= high or excess(high) <= 0.0:
+        return 1.0
+    return float(optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-12)) if excess(low) < 0.0 else low
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,7 +122,7 @@ class Region:
         while np.any(outside - inside > 1.0):
             # Monotone in the harmful count at a fixed number of flips, so bisection finds the border.
             b = np.clip(np.floor(0.5 * (inside + outside)), 0.0, m)
-            member = ((2.0 * b - m) < limit * n) & (divergence(b, m - b, n, limit) >= z * z - 1e-9)
+            member = ((2.0 * b - m) < limit * n) & (divergence(b, m - b, n, limit, power=_power(z)) >= z * z - 1e-9)
             active = outside - inside > 1.0
             inside = np.where(active & member, b, inside)
             outside = np.where(active & ~member, b, outside)
@@ -249,6 +259,21 @@ def flips_to_sum(p_high: float, delta_low: float, n: int) -> int:
     return min(n, math.ceil(n * rate + reach) + 1)
 
 
+def observed_tail(harmful: int, helpful: int, n: int, alpha: float) -> tuple[Tail, float]:
+    """Returns the tail that judges losses at or above the observed one, and the level that it is compared with.
+
+    A loss is refuted, and with it all larger ones, where ``tail.certified(loss) <= level``.
+    """
+    from scipy import special
+
+    z = -float(special.ndtri(alpha))
+    gamma = _GAMMA * alpha
+    p_high, q_low = nuisance_limits(harmful, helpful, n, gamma)
+    flips = flips_to_sum(p_high, (harmful - helpful) / n, n)
+    region = Region.below(approximate_limit(harmful, helpful, n, z), n, z, flips).holding(harmful, helpful)
+    return Tail(region=region, harmful_most=p_high, helpful_least=q_low), alpha - gamma
+
+
 def upper_limit(harmful: int, helpful: int, n: int, alpha: float) -> float:
     """Returns the exact one-sided upper confidence bound of p(harmful) - p(helpful) at level 1 - alpha.
 
@@ -260,22 +285,22 @@ def upper_limit(harmful: int, helpful: int, n: int, alpha: float) -> float:
     Source: Buehler (1957), JASA 52; Lloyd and Moldovan (2007), Statistics in Medicine 26, 3369-3384 (paired data);
       Berger and Boos (1994), JASA 89; ordering and certificate: module docstring.
     """
-    from scipy import optimize, special
+    from scipy import optimize
 
     if harmful == n:
         return 1.0
-    z = -float(special.ndtri(alpha))
     estimate = (harmful - helpful) / n
-    gamma = _GAMMA * alpha
-    p_high, q_low = nuisance_limits(harmful, helpful, n, gamma)
-    region = Region.below(approximate_limit(harmful, helpful, n, z), n, z, flips_to_sum(p_high, estimate, n))
-    tail = Tail(region=region.holding(harmful, helpful), harmful_most=p_high, helpful_least=q_low)
-    level = alpha - gamma
+    tail, level = observed_tail(harmful, helpful, n, alpha)
     if tail.certified(estimate) <= level:
         return estimate
     guess = float(optimize.brentq(lambda delta: tail.sampled(delta) - level, estimate, 1.0, xtol=1e-12, rtol=1e-9))
     step = 1e-9 * max(guess - estimate, 1e-3)
-    # The true worst case falls with delta, so the first certified delta bounds all larger ones too.
-    while guess < 1.0 and tail.certified(guess) > level:
-        guess, step = guess + step, 2.0 * step
-    return min(guess, 1.0)
+    # The true worst case falls with delta, so one certified delta speaks for all larger ones.
+    open_end, limit = estimate, guess
+    while limit < 1.0 and tail.certified(limit) > level:
+        open_end, limit, step = limit, min(limit + step, 1.0), 2.0 * step
+    if open_end >= guess and tail.certified(limit) < level:
+        root = optimize.brentq(lambda delta: tail.certified(delta) - level, open_end, limit, xtol=1e-10)
+        closer = float(root) + 2e-10
+        limit = closer if closer < limit and tail.certified(closer) <= level else limit
+    return limit
