@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,18 @@ from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.algorithms.rounders import ROUNDERS
 from fewbits.calibration.histogram import histogram_of
 from fewbits.calibration.statistics import Merger, Statistics
+from fewbits.datasets.checks import check_values
 from fewbits.models.onnx.feeding import fixed_batch, model_batches, real_rows, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.qtensor import QParams, QTensor, quantize
 from fewbits.numerics.scaling import MIN_SCALE, affine_from_amax, choose_affine
 from fewbits.planning.plan import Decision, Plan
-from fewbits.planning.site import GraphView, Link, Role, Site
+from fewbits.planning.site import GraphView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.targets.base import OpRule, Target
-from fewbits.targets.placement import Placement, candidate, integer_nodes, place
+from fewbits.targets.placement import candidate, integer_nodes
 
 if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
@@ -42,64 +42,6 @@ def silent(stage: str, done: int, total: int) -> None:
     """Reports no progress."""
 
 
-# --- from placement to plan ---------------------------------------------------------------------------------------
-
-
-def draft_plan(
-    model: OnnxModel,
-    target: Target,
-    *,
-    keep_float: tuple[str, ...] = (),
-    activation_range: str = "mse",
-    weight_range: str = "minmax",
-    base: Plan | None = None,
-) -> Plan:
-    """Returns the plan in which the target runs all that it can in integers, but for the nodes kept float.
-
-    Args:
-      model: The model.
-      target: The rules.
-      keep_float: Nodes that stay float by choice.
-      activation_range: Range rule of activations.
-      weight_range: Range rule of weights.
-      base: Where seed, hashes, versions and the size of the calibration part are taken from.
-    """
-    whole = place(model.view, target)
-    placed = place(model.view, target, keep_float=keep_float) if keep_float else whole
-    chosen = {p.site.name: p for p in placed.sites}
-    decisions = []
-    for p in whole.sites:
-        site = p.site
-        kept = chosen.get(site.name)
-        rule = {Role.ACTIVATION: activation_range, Role.WEIGHT: weight_range, Role.CONSTANT: "minmax"}.get(site.role)
-        rounder = None if site.role is Role.ACTIVATION else "nearest"
-        decisions.append(
-            Decision(
-                site=site.name,
-                role=site.role,
-                op=site.op,
-                node=site.node,
-                scheme=None if kept is None else kept.scheme,
-                range_rule=None if kept is None else rule,
-                rounder=None if kept is None else rounder,
-                reason=_float_reason(placed, site) if kept is None else kept.reason,
-            )
-        )
-    empty = Plan(target=target.full_name, decisions=())
-    return replace(
-        base or empty,
-        target=target.full_name,
-        decisions=tuple(decisions),
-        links=placed.links,
-        transforms=model.steps,
-    )
-
-
-def _float_reason(placed: Placement, site: Site) -> str:
-    reason = placed.kept_float.get(site.node)
-    return "no integer operator reads or writes it" if reason is None else reason.text
-
-
 def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
     """Returns the nodes that run in integers under a plan.
 
@@ -110,7 +52,7 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
     for decision in plan.decisions:
         if decision.site not in tensors:
             raise UsageError(
-                f"the plan names a site {decision.site!r} that {model.name} does not have; it was made for another model",
+                f"the plan names a site {decision.site!r} that {model.name} does not have; it is another model's plan",
                 slug="plan-other-model",
             )
         if not decision.is_float:
@@ -194,6 +136,7 @@ def observe(
 
     def one(shard: tuple[dict[str, np.ndarray], Batch]) -> tuple[Statistics, int]:
         feeds, batch = shard
+        check_values(batch)
         count = len(batch.index)
         outputs = session.run(feeds)
         tensors = {**{name: feeds[name] for name in sites if name in feeds}, **{n: outputs[n] for n in inner}}
@@ -338,9 +281,9 @@ def pair_scale(groups: np.ndarray, limit: int) -> np.ndarray:
     """
     magnitudes = np.abs(groups).astype(np.float64)
     if magnitudes.shape[1] == 1:
-        return magnitudes[:, 0] / (limit - 1)
+        return np.asarray(magnitudes[:, 0] / (limit - 1))
     largest = -np.partition(-magnitudes, 1, axis=1)[:, :2]
-    return largest.sum(axis=1) / (limit - 1)
+    return np.asarray(largest.sum(axis=1) / (limit - 1))
 
 
 def scale_for_bias(scale: np.ndarray, amax: np.ndarray, bias: np.ndarray, activation_scale: float) -> np.ndarray:
@@ -359,9 +302,4 @@ def scale_for_bias(scale: np.ndarray, amax: np.ndarray, bias: np.ndarray, activa
     needed = magnitude / (activation_scale * _MAX_BIAS_CODE)
     bare = np.maximum(magnitude / (activation_scale * _BARE_BIAS_CODE), MIN_SCALE)
     fitted = np.maximum(scale, needed)
-    return np.where((amax == 0) & (magnitude > 0), bare, fitted)
-
-
-def linked(plan: Plan) -> dict[str, Link]:
-    """Returns the plan's links by member."""
-    return {link.member: link for link in plan.links}
+    return np.asarray(np.where((amax == 0) & (magnitude > 0), bare, fitted))

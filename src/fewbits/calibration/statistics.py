@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
-from fewbits.calibration.histogram import EMPTY, Histogram, histogram_of
+from fewbits._base.errors import DataError
+from fewbits.calibration.histogram import EMPTY, HALF_BINS, Histogram, histogram_of
 
 
 @final
@@ -61,15 +63,26 @@ class Statistics:
 
 
 def statistics_from_npz(data: bytes) -> Statistics:
-    """Returns the statistics that ``Statistics.to_npz`` wrote."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        histograms = {}
-        for i, name in enumerate(file["names"].tolist()):
-            exponent, zeros, low, high = file[f"range_{i}"].tolist()
-            histograms[name] = Histogram(
-                exponent=int(exponent), counts=file[f"counts_{i}"], zeros=int(zeros), low=low, high=high
-            )
-        return Statistics(histograms=histograms, examples=int(file["examples"]))
+    """Returns the statistics that ``Statistics.to_npz`` wrote.
+
+    Raises: DataError(slug="statistics-invalid") for bytes that are none, naming the first fault.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            names = [str(name) for name in file["names"].tolist()]
+            histograms = {name: _histogram(file[f"counts_{i}"], file[f"range_{i}"]) for i, name in enumerate(names)}
+            return Statistics(histograms=histograms, examples=int(file["examples"]))
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"cannot read the stored statistics: {error}; calibrate anew", slug="statistics-invalid"
+        ) from None
+
+
+def _histogram(counts: np.ndarray, ends: np.ndarray) -> Histogram:
+    if counts.dtype != np.int64 or counts.shape != (2 * HALF_BINS,) or counts.min() < 0:
+        raise ValueError(f"counts are not {2 * HALF_BINS} integers >= 0")
+    exponent, zeros, low, high = ends.tolist()
+    return Histogram(exponent=int(exponent), counts=counts, zeros=int(zeros), low=low, high=high)
 
 
 NOTHING = Statistics(histograms={}, examples=0)

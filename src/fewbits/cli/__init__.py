@@ -1,1 +1,119 @@
-""""""
+"""The command line: each verb parses, calls ``fewbits.api`` and prints. Results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from fewbits._base.errors import Exit, FewbitsError
+from fewbits._version import VERSION
+
+# Verb -> what the list of verbs says of it; the module of the same name is imported when the verb is run.
+_VERBS = {
+    "inspect": "What is in a model, and what a target could do with it.",
+    "plan": "Forecast: what would be done, memory, disk, time, examples needed.",
+    "quantize": "The main job: the smallest, fastest model inside the budget.",
+    "measure": "Paired comparison of any two models.",
+    "report": "Rebuild report.html of an output folder.",
+    "verify": "Check every hash and the golden outputs of an output folder.",
+    "targets": "What the targets accept.",
+    "formats": "Number formats.",
+    "doctor": "What this machine is, and what is installed.",
+    "demo": "The whole story on an embedded real model, offline.",
+}
+
+
+class _Verbs(click.Group):
+    """A group whose verbs are imported when they are run, so that ``--help`` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"fewbits.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in _VERBS:
+            from fewbits._base.catalog import nearest
+
+            raise click.UsageError(f"unknown verb {name!r}; {nearest(name, list(_VERBS))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 met or no budget, 2 usage, 3 not met or undecided, 4 input refused, 5 target, "
+    "6 resources, 7 security, 8 verification, 130 interrupted.",
+)
+@click.version_option(VERSION, prog_name="fewbits", message="%(prog)s %(version)s")
+def group() -> None:
+    """Name the accuracy you can afford to lose; get the smallest, fastest model that keeps it, with the evidence."""
+
+
+def _refuse(message: str, code: Exit) -> NoReturn:
+    from fewbits.reporting.text import clean, fold
+
+    line = fold(clean(f"fewbits: {message}"), sys.stderr.encoding or "ascii")
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody is listening; the exit code says it all
+    sys.exit(int(code))
+
+
+def main() -> None:
+    """Runs the command line; every refusal is one line on stderr and an exit code of the contract."""
+    verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    try:
+        code = group.main(prog_name="fewbits", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(int(code) if isinstance(code, int) else 0)
+    except FewbitsError as error:
+        if verbose:
+            _traceback()
+        _refuse(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        sys.exit(int(Exit.USAGE))
+    except click.ClickException as error:
+        _refuse(f"{error.format_message()}; see 'fewbits --help' [usage]", Exit.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        _refuse("interrupted, nothing was written [interrupted]", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; what was asked for is done or was never wanted. Keep the interpreter from
+        # failing once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _refuse("out of memory; use fewer --jobs, or a machine with more [out-of-memory]", Exit.RESOURCE)
+    except OSError as error:
+        if verbose:
+            _traceback()
+        _refuse(f"{error.strerror or error} ({error.filename or 'no file'}) [system]", Exit.RESOURCE)
+    except Exception as error:  # the last net: a stranger sees a line, -v shows the trace
+        if verbose:
+            _traceback()
+        name = type(error).__name__
+        _refuse(f"internal error: {name}: {error}; run again with -v and report it [internal]", Exit.INTERNAL)
+
+
+def _traceback() -> None:
+    import traceback
+
+    traceback.print_exc()

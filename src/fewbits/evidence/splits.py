@@ -71,7 +71,7 @@ def split_by_hash(
 
     Args:
       keys: Content digest per example, [n], uint64 or bytes of one length.
-      fractions: Share of each part, by the names of ``PARTS``; positive, adding up to at most 1.
+      fractions: Share of each part, by the names of ``PARTS``, adding up to at most 1; 0 for a part that is not needed.
       groups: [n] labels (integers or strings); a group is never divided.
       calibration_cap: Most calibration examples, >= 1.
     Raises: DataError(slug="split-empty-part"), which names how many examples are needed; DataError(slug="split-keys");
@@ -131,9 +131,9 @@ def find_overlap(keys: ArrayLike, evaluation_keys: ArrayLike) -> Indices:
 
 def _check_fractions(fractions: Mapping[str, float], calibration_cap: int | None) -> NDArray[np.float64]:
     shares = np.array([float(fractions.get(name, 0.0)) for name in PARTS])
-    if set(fractions) != set(PARTS) or not np.all(shares > 0.0) or shares.sum() > 1.0 + 1e-9:
+    if set(fractions) != set(PARTS) or not np.all(shares >= 0.0) or not 0.0 < shares.sum() <= 1.0 + 1e-9:
         raise UsageError(
-            f"fractions {dict(fractions)!r} are not positive shares of {', '.join(PARTS)} that add up to at most 1",
+            f"fractions {dict(fractions)!r} are not shares of {', '.join(PARTS)} that add up to at most 1",
             slug="split-fractions",
         )
     if calibration_cap is not None and calibration_cap < 1:
@@ -192,10 +192,10 @@ def _keep_last(contents: Words, part: NDArray[np.intp]) -> NDArray[np.intp]:
 
 def _check_parts(part: NDArray[np.intp], units: Words, shares: NDArray[np.float64], grouped: bool) -> None:
     for number, name in enumerate(PARTS):
-        if np.any(part == number):
+        if np.any(part == number) or shares[number] == 0.0:
             continue
         what = "groups" if grouped else "distinct examples"
-        needed = math.ceil(math.log(_EMPTY_CHANCE / len(PARTS)) / math.log1p(-float(shares.min())))
+        needed = math.ceil(math.log(_EMPTY_CHANCE / len(PARTS)) / math.log1p(-float(shares[shares > 0].min())))
         raise DataError(
             f"the {name} part is empty: {np.unique(units).size} {what} are too few to split into {', '.join(PARTS)}; "
             f"give at least {needed} {what}, or verdict data of their own",

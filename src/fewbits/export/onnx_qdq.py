@@ -1,4 +1,4 @@
-"""Standard QDQ ONNX: QuantizeLinear and DequantizeLinear around float operators; runtimes fuse them into integer kernels.
+"""Standard QDQ ONNX: QuantizeLinear and DequantizeLinear around float operators; runtimes fuse them into integers.
 
 A weight becomes integer codes behind a DequantizeLinear; a bias int32 codes behind one; an activation a pair of both.
 Names, doc strings and annotations of the model stay; every new name is the tensor's own with a short ending.
@@ -71,7 +71,7 @@ class _QdqSink(Sink):
     def _initializer(self, base: str, array: np.ndarray) -> ir.Value:
         name = self._name(base)
         tensor = ir.tensor(np.array(array, order="C"), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 

@@ -71,7 +71,8 @@ class Plan:
       links: Sites that share parameters.
       transforms: What is done to the model before.
       seed: Seed of all randomness.
-      calibration_examples: How many examples the calibration part may hold.
+      calibration_examples: How many examples the ranges come from.
+      split: Shares of the data by part, so that a replay calibrates on the same examples.
       hashes: SHA-256 of model and data.
       versions: Of fewbits and the libraries that the bytes depend on.
     """
@@ -82,6 +83,7 @@ class Plan:
     transforms: tuple[TransformStep, ...] = ()
     seed: int = 0
     calibration_examples: int = 0
+    split: Mapping[str, float] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ class Plan:
             "target": self.target,
             "seed": self.seed,
             "calibration_examples": self.calibration_examples,
+            "split": dict(self.split),
             "hashes": dict(sorted(self.hashes.items())),
             "versions": dict(sorted(self.versions.items())),
         }
@@ -155,6 +158,7 @@ def plan_from_json(text: str, *, where: str = "the plan") -> Plan:
             ),
             seed=int(data["seed"]),
             calibration_examples=int(data["calibration_examples"]),
+            split={str(k): float(v) for k, v in data.get("split", {}).items()},
             hashes=dict(data.get("hashes", {})),
             versions=dict(data.get("versions", {})),
         )

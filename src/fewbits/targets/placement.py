@@ -185,19 +185,34 @@ class _Placer:
                 continue
             rule = self.rules[op.name]
             self.quantized.update(rule.activation_inputs(op))
-            if rule.output is Output.REQUIRED:
+            # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
+            if rule.output is Output.REQUIRED or self.unit_output(op) != op.outputs[0]:
                 self.quantized.add(self.unit_output(op))
-        for op in reversed(self.graph.ops):
-            kind = self.kind(op)
-            if kind not in (Kind.MOVES, Kind.MOVES_CODES) or not op.inputs:
-                continue
-            wanted = [name for name in op.outputs if name in self.quantized]
+        movers = [op for op in self.graph.ops if self.kind(op) in (Kind.MOVES, Kind.MOVES_CODES)]
+        for op in reversed(movers):
+            wanted = any(name in self.quantized for name in op.outputs)
             source = op.inputs[0]
-            ready = source in self.quantized or self._comes_from_integer(source)
+            ready = source in self.quantized or self._comes_from_integer(source) or self._only_feeds(source, op)
             if wanted and ready and not self.graph.is_constant(source):
                 self.quantized.add(source)
-                for name in wanted:
-                    self.links[name] = Link(root=source, member=name, node=op.name)
+                self._link(op)
+        for op in movers:
+            if op.inputs[0] in self.quantized and self._comes_from_integer(op.inputs[0]):
+                self._link(op)
+
+    def _link(self, op: OpView) -> None:
+        """Quantizes every output of an operator that moves elements, with the parameters of its input."""
+        for name in filter(None, op.outputs):
+            self.quantized.add(name)
+            self.links[name] = Link(root=op.inputs[0], member=name, node=op.name)
+
+    def _only_feeds(self, name: str, op: OpView) -> bool:
+        """Returns whether a graph input goes into this operator alone, and from there into nothing but integers."""
+        if name not in self.graph.inputs or len(self.graph.consumers.get(name, ())) != 1:
+            return False
+        readers = [reader for out in op.outputs for reader in self.graph.consumers.get(out, ())]
+        inside = all(reader.name in self.integer or reader.outputs[0] in self.links for reader in readers)
+        return inside and not set(op.outputs) & set(self.graph.outputs)
 
     def _result(self) -> Placement:
         moved = {link.node for link in self.links.values()}
@@ -319,7 +334,8 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
         if isinstance(rule, Reason) or rule.kind not in (Kind.WEIGHTED, Kind.LIGHT):
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
-        if needed <= have and (rule.output is Output.OPTIONAL or _result_of(op, graph, target) & have):
+        results = _result_of(op, graph, target)
+        if needed <= have and (results & have or (rule.output is Output.OPTIONAL and len(results) == 1)):
             found.append(op.name)
     return tuple(found)
 

@@ -193,7 +193,7 @@ def _refuse_nonfinite_weights(model: Any, name: str) -> None:
 
 
 def probe_feeds(inputs: tuple[InputSpec, ...], *, seed: int = 0) -> dict[str, np.ndarray] | None:
-    """Returns seeded random inputs for a model, None where a dynamic axis other than the first leaves the shape open."""
+    """Returns seeded random inputs for a model, None where a dynamic axis behind the first leaves the shape open."""
     rng = np.random.default_rng(seed)
     feeds = {}
     for spec in inputs:

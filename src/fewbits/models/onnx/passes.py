@@ -41,7 +41,7 @@ def _constant(value: ir.Value | None) -> np.ndarray | None:
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
     """Returns the one node that reads a tensor, None where there are several, none, or the graph's output does."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
@@ -57,7 +57,7 @@ def _add_initializer(graph: ir.Graph, base: str, array: np.ndarray) -> ir.Value:
     """Returns a new initializer with a name that nothing else bears."""
     name = _fresh(graph, base)
     tensor = ir.tensor(np.array(array, order="C"), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -147,7 +147,7 @@ class DropInference(_CountingPass):
 
 @final
 class UnshareBiases(_CountingPass):
-    """Gives each layer a bias of its own: quantized biases have the scale of their layer. Ensures: one reader a bias."""
+    """Gives each layer a bias of its own: a quantized bias has its layer's scale. Ensures: one reader a bias."""
 
     def rewrite(self, graph: ir.Graph) -> int:
         count = 0

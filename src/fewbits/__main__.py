@@ -1,0 +1,5 @@
+"""``python -m fewbits``: the command line without its script."""
+
+from fewbits.cli import main
+
+main()

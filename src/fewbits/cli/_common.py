@@ -1,0 +1,169 @@
+"""What several verbs share: options, progress, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Progress = Callable[[str, int, int], None]
+
+MODEL = click.Path(dir_okay=True)
+
+
+def output_options(function: Function) -> Function:
+    """Adds --json, -q and -v."""
+    function = click.option("-v", "--verbose", is_flag=True, help="Show the trace behind an error.")(function)
+    function = click.option("-q", "--quiet", is_flag=True, help="No progress.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def job_options(function: Function) -> Function:
+    """Adds the options that quantize and plan share."""
+    for decorate in reversed(
+        [
+            click.option(
+                "--data", metavar="DATA", help="Calibration, selection and verdict data: .npz or image folder."
+            ),
+            click.option("--eval", "evaluation", metavar="DATA", help="Verdict data of their own."),
+            click.option(
+                "--metric", metavar="NAME|module:function", help="Default: top-1, or agreement without labels."
+            ),
+            click.option("--max-drop", metavar="1%", help="Budget. Default 1%; none with --scheme or --plan."),
+            click.option("--confidence", default="95%", show_default=True, help="Of the one-sided bound."),
+            click.option("--target", default="ort-cpu", show_default=True, help="NAME[:INSTRUCTION_SET]."),
+            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8."),
+            click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
+            click.option(
+                "--effort",
+                type=click.Choice(["fast", "balanced", "best"]),
+                default="balanced",
+                show_default=True,
+                help="How much is tried.",
+            ),
+            click.option("--time-budget", metavar="10m", help="End the search by then with the best so far."),
+            click.option("--labels-key", default="labels", show_default=True, help="Name of the labels in an .npz."),
+            click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first."),
+            click.option("--allow-slower", is_flag=True, help="Hand over a quantized file even if float is faster."),
+            click.option("--seed", default=0, show_default=True, help="Of all randomness."),
+            click.option("--jobs", default=1, show_default=True, help="Calibration shards in work at a time."),
+        ]
+    ):
+        function = decorate(function)
+    return function
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Returns seconds: ``90``, ``90s``, ``10m`` or ``1h``.
+
+    >>> parse_duration("10m"), parse_duration("90"), parse_duration(None)
+    (600.0, 90.0, None)
+    """
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if seconds <= 0:
+        raise click.UsageError(f"--time-budget {text!r} is not a time; write 90s, 10m or 1h")
+    return seconds
+
+
+@contextmanager
+def progress_line(quiet: bool) -> Iterator[Progress]:
+    """Yields a progress callback that draws on stderr; silent where stderr is no terminal, or when asked to be."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from fewbits.reporting.text import clean
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for old in tasks.values():
+                    bar.remove_task(old)
+                tasks.clear()
+                tasks[stage] = bar.add_task(clean(stage), total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def say(lines: str | list[str]) -> None:
+    """Prints to stdout what its encoding can show; names of strangers are cleaned of control characters."""
+    from fewbits.reporting.text import clean, fold
+
+    for line in [lines] if isinstance(lines, str) else lines:
+        sys.stdout.write(fold(clean(line), sys.stdout.encoding or "ascii") + "\n")
+
+
+def note(line: str) -> None:
+    """Prints a remark to stderr."""
+    from fewbits.reporting.text import clean, fold
+
+    sys.stderr.write(fold(clean(line), sys.stderr.encoding or "ascii") + "\n")
+
+
+def say_json(document: Any) -> None:
+    """Prints one JSON document to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False, default=str) + "\n")
+
+
+def human_bytes(count: float) -> str:
+    """Returns bytes in words.
+
+    >>> human_bytes(1234567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("the loop returns")
+
+
+def human_count(count: float) -> str:
+    """Returns a count in words.
+
+    >>> human_count(12_300_000)
+    '12.3 million'
+    """
+    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= size:
+            return f"{count / size:.3g} {word}"
+    return f"{count:.0f}"
+
+
+def table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...]) -> list[str]:
+    """Returns aligned text columns; the last one is not padded."""
+    from fewbits.reporting.text import clean
+
+    cells = [tuple(clean(cell) for cell in row) for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = []
+    for number, row in enumerate(cells):
+        padded = [cell.ljust(widths[i]) for i, cell in enumerate(row[:-1])]
+        lines.append("  ".join([*padded, row[-1]]).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return lines

@@ -1,0 +1,97 @@
+"""``fewbits plan``: the forecast, or the plan that a search ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fewbits.cli._common import (
+    MODEL,
+    human_bytes,
+    job_options,
+    note,
+    output_options,
+    parse_duration,
+    progress_line,
+    say,
+    say_json,
+)
+
+
+@click.command("plan")
+@click.argument("model", type=MODEL)
+@click.option("-o", "--output", metavar="FILE", help="Write the plan there.")
+@click.option("--search", is_flag=True, help="Run the search and write the final plan.")
+@job_options
+@output_options
+def command(
+    model: str,
+    output: str | None,
+    search: bool,
+    data: str | None,
+    evaluation: str | None,
+    plan_file: str | None,
+    time_budget: str | None,
+    max_drop: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Forecast what quantizing MODEL would do and take: memory, disk, time, and the examples that the budget needs."""
+    from fewbits._base.errors import UsageError
+    from fewbits.api import DEFAULT_MAX_DROP, plan, quantize
+
+    if search:
+        with progress_line(quiet) as progress:
+            result = quantize(
+                model,
+                data=data,
+                eval=evaluation,
+                plan=plan_file,
+                max_drop=max_drop,
+                time_budget=parse_duration(time_budget),
+                progress=progress,
+                **options,
+            )
+        _write(output or "plan.json", result.plan.to_json(), model=model)
+        say(f"{result.report.headline}")
+        say(f"plan: {output or 'plan.json'}")
+        return int(result.exit_code)
+    if options["scheme"] is not None or plan_file is not None:
+        raise UsageError("a forecast needs no --scheme and no --plan; leave them out", slug="options")
+    kept = {key: options[key] for key in ("confidence", "target", "effort", "seed")}
+    found = plan(model, data=data, max_drop=max_drop or DEFAULT_MAX_DROP, **kept)
+    if output is not None:
+        _write(output, found.plan.to_json(), model=model)
+    if as_json:
+        fields = {k: getattr(found, k) for k in found.__dataclass_fields__ if k != "plan"}
+        say_json({"schema_version": 1, **fields, "sites": len(found.plan.quantized)})
+        return 0
+    say(f"{len(found.plan.quantized)} sites on {found.plan.target}")
+    say(f"  size    {human_bytes(found.model_bytes)} -> about {human_bytes(found.quantized_bytes)}")
+    say(f"  memory  about {human_bytes(found.memory_bytes)} at the peak")
+    say(f"  disk    about {human_bytes(found.disk_bytes)}")
+    say(f"  time    {'unknown without --data' if found.seconds is None else f'about {found.seconds:.0f} s'}")
+    needed = "no number" if found.examples_needed is None else f"at least {found.examples_needed}"
+    say(f"  budget  {100 * found.max_drop:g} % needs {needed} of verdict examples (more if answers change)")
+    if found.verdict_examples is not None:
+        say(
+            f"  data    {found.calibration_examples} calibration, {found.selection_examples} selection, "
+            f"{found.verdict_examples} verdict: losses down to {100 * (found.smallest_budget or 0):.2g} % can be shown"
+        )
+    for warning in found.warnings:
+        note(f"note: {warning}")
+    return 0
+
+
+def _write(path: str, text: str, *, model: str) -> None:
+    from pathlib import Path
+
+    from fewbits._base.errors import UsageError
+    from fewbits._base.files import write_atomic
+
+    if Path(path).resolve() == Path(model).resolve():
+        raise UsageError(f"the plan would replace the model {model}; choose another -o", slug="output-is-input")
+    write_atomic(path, text.encode())

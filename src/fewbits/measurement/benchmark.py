@@ -1,0 +1,89 @@
+"""Float and quantized file side by side: latency interleaved, peak memory in processes of their own, size on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from fewbits.measurement.latency import LatencyResult, Speedup, Timing, measure_latency
+from fewbits.measurement.memory import peak_bytes
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options, Tensors
+
+FLOAT = "float"
+QUANTIZED = "quantized"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Performance:
+    """What running the two files costs.
+
+    Args:
+      latency: Timings of both, with every block.
+      timing: Of the handed-over file.
+      float_timing: Of the float file.
+      speedup: Float over handed-over.
+      peak_bytes: Peak memory of opening and running the handed-over file; None where the system does not tell.
+      float_peak_bytes: The same of the float file.
+      quantized_bytes: Size of the handed-over file.
+      float_bytes: Size of the float file.
+      options: Session options of both.
+      runtime: Runtime with version.
+      batch: Examples per run.
+    """
+
+    latency: LatencyResult
+    timing: Timing
+    float_timing: Timing
+    speedup: Speedup
+    peak_bytes: int | None
+    float_peak_bytes: int | None
+    quantized_bytes: int
+    float_bytes: int
+    options: Options
+    runtime: str
+    batch: int
+
+    def of_float(self) -> Performance:
+        """Returns the figures where the float model itself is handed over."""
+        return replace(
+            self,
+            timing=self.float_timing,
+            speedup=Speedup(ratio=1.0, low=1.0, high=1.0, confidence=self.speedup.confidence),
+            peak_bytes=self.float_peak_bytes,
+            quantized_bytes=self.float_bytes,
+        )
+
+
+def measure_performance(
+    float_file: Path, quantized_file: Path, *, feeds: Tensors, options: Options, seconds: float, seed: int
+) -> Performance:
+    """Returns what running the two files costs, on one example (or one of the model's fixed batches)."""
+    runtime = RUNTIMES["ort"]
+    sessions = {name: runtime.open(f, options) for name, f in ((FLOAT, float_file), (QUANTIZED, quantized_file))}
+    batch = next(iter(feeds.values())).shape[0]
+    latency = measure_latency(
+        {
+            FLOAT: lambda: sessions[FLOAT].run(feeds),
+            QUANTIZED: lambda: sessions[QUANTIZED].run(feeds),
+        },
+        baseline=FLOAT,
+        batch=batch,
+        seconds=seconds,
+        seed=seed,
+    )
+    return Performance(
+        latency=latency,
+        timing=latency.timings[QUANTIZED],
+        float_timing=latency.timings[FLOAT],
+        speedup=latency.speedups[QUANTIZED],
+        peak_bytes=peak_bytes(quantized_file, options, feeds),
+        float_peak_bytes=peak_bytes(float_file, options, feeds),
+        quantized_bytes=quantized_file.stat().st_size,
+        float_bytes=float_file.stat().st_size,
+        options=options,
+        runtime=runtime.name,
+        batch=batch,
+    )

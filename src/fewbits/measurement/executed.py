@@ -1,0 +1,142 @@
+"""The truth of the executed graph: what ran in which numbers, what was moved, and why each float island is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from fewbits.planning.site import GraphView
+from fewbits.runtimes.base import ExecutedNode, Numbers
+from fewbits.targets.placement import Placement
+
+_BYTES = {
+    "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2,
+    "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1,
+}  # fmt: skip
+# Endings that ONNX Runtime's optimizer puts behind a node's name.
+_ENDINGS = ("_nchwc", "_nhwc", "_quant", "_token")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatIsland:
+    """A node that computes on floats although the file is quantized.
+
+    Args:
+      node: Its name in the model.
+      op: Kernel family.
+      rule: Slug of the rule that keeps it float.
+      why: The rule in words.
+    """
+
+    node: str
+    op: str
+    rule: str
+    why: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutedGraph:
+    """The executed graph in figures.
+
+    Args:
+      nodes: The executed nodes.
+      islands: Float nodes of a quantized file with their rules.
+    """
+
+    nodes: tuple[ExecutedNode, ...]
+    islands: tuple[FloatIsland, ...]
+
+    def count(self, numbers: Numbers) -> int:
+        """Returns how many nodes ran in these numbers."""
+        return sum(node.numbers is numbers for node in self.nodes)
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """Executed nodes by kernel family, most frequent first."""
+        return dict(Counter(node.op for node in self.nodes).most_common())
+
+    @property
+    def by_numbers(self) -> dict[str, int]:
+        """Executed nodes by the numbers they ran in."""
+        return dict(Counter(node.numbers.value for node in self.nodes).most_common())
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes read and written by all nodes in one run, weights included."""
+        return sum(
+            _BYTES.get(kind, 4) * prod(shape) for node in self.nodes for kind, shape in (*node.inputs, *node.outputs)
+        )
+
+
+def read_executed(nodes: tuple[ExecutedNode, ...], placement: Placement | None) -> ExecutedGraph:
+    """Returns the executed graph with its float islands named by the placement's rules; none for a float model."""
+    islands = () if placement is None else tuple(_islands(nodes, placement))
+    return ExecutedGraph(nodes=nodes, islands=islands)
+
+
+def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement) -> list[FloatIsland]:
+    found = []
+    for node in nodes:
+        if node.numbers is not Numbers.FLOAT:
+            continue
+        name = _plain_name(node.name, placement.kept_float)
+        reason = placement.kept_float.get(name)
+        if reason is not None:
+            found.append(FloatIsland(node=name, op=node.op, rule=reason.slug, why=reason.text))
+        elif name in placement.integer:
+            why = "was placed to run in integers, but this runtime version runs it in float; please report it"
+            found.append(FloatIsland(node=name, op=node.op, rule="runtime-differs", why=why))
+        else:
+            why = "made by the runtime's own optimizer around float operators"
+            found.append(FloatIsland(node=name, op=node.op, rule="made-by-runtime", why=why))
+    return found
+
+
+def _plain_name(name: str, known: Mapping[str, object]) -> str:
+    """Returns the model's name of a node that the optimizer renamed."""
+    if name in known:
+        return name
+    for ending in _ENDINGS:
+        base = name.split(ending)[0]
+        if base in known:
+            return base
+    return name
+
+
+def count_macs(graph: GraphView) -> dict[str, int]:
+    """Returns the multiply-accumulates of one example by node; dynamic dimensions count as 1.
+
+    Convolution: output elements * weight elements of one output channel. Matrix product: output elements * inner size.
+    """
+    found = {}
+    for op in graph.ops:
+        if op.domain or op.op not in ("Conv", "Gemm", "MatMul", "ConvTranspose"):
+            continue
+        out = graph.tensors[op.outputs[0]]
+        weight = graph.tensors[op.inputs[1]].shape
+        source = graph.tensors[op.inputs[0]]
+        if out.shape is None or weight is None or not weight:
+            continue
+        positions = prod(d or 1 for d in out.shape[1:]) if len(out.shape) > 1 else 1
+        if op.op == "Conv":
+            found[op.name] = positions * prod(d or 1 for d in weight[1:])
+        elif op.op == "ConvTranspose":
+            inner = prod(d or 1 for d in (source.shape or ())[1:])
+            found[op.name] = inner * prod(d or 1 for d in weight[1:])
+        else:
+            axis = (1 if op.attributes.get("transB", 0) else 0) if op.op == "Gemm" else max(0, len(weight) - 2)
+            found[op.name] = positions * (weight[axis] or 1)
+    return found
+
+
+def mac_bits(graph: GraphView, integer: set[str], *, activation_bits: int, weight_bits: int) -> dict[str, int]:
+    """Returns multiply-accumulates by operand bits: ``8x8`` for the integer nodes, ``32x32`` for the others."""
+    totals: Counter[str] = Counter()
+    for name, macs in count_macs(graph).items():
+        totals[f"{activation_bits}x{weight_bits}" if name in integer else "32x32"] += macs
+    return dict(sorted(totals.items()))

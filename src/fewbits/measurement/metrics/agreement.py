@@ -1,0 +1,33 @@
+"""Agreement: is the largest output the float model's?"""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+
+from fewbits._base.errors import DataError
+from fewbits.measurement.metrics.base import Metric, Outputs
+
+
+@final
+class Agreement(Metric):
+    """The share of answers along the last axis that are the float model's; needs no labels, says nothing of truth."""
+
+    name = "agreement"
+    needs_labels = False
+    answers = True
+
+    def score(self, outputs: Outputs, reference: Outputs, labels: np.ndarray | None, *, output: str) -> np.ndarray:
+        values, float_values = outputs[output], reference[output]
+        if values.ndim < 2 or values.shape[-1] < 2:
+            raise DataError(
+                f"output {output!r} has shape {list(values.shape)}: no classes on the last axis to agree on; "
+                "name another output with --score-output, or a --metric of your own (module:function)",
+                slug="agreement-needs-classes",
+            )
+        same = values.argmax(axis=-1) == float_values.argmax(axis=-1)
+        return np.asarray(same.reshape(same.shape[0], -1).mean(axis=1), dtype=np.float64)
+
+
+METRIC: Metric = Agreement()

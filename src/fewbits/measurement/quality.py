@@ -1,0 +1,91 @@
+"""How close two models' outputs are: KL divergence and signal to noise, streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+# Rows that sum to one within this are taken for probabilities: float32 sums of 1000 softmax values are off by 1e-6.
+_SUM_TOLERANCE = 1e-3
+# Probabilities below this count as this much; float32's smallest normal number.
+_SMALLEST = 1.1754943508222875e-38
+
+
+def log_probabilities(values: np.ndarray) -> np.ndarray:
+    """Returns log-probabilities along the last axis, float64; softmax first, unless rows already are probabilities."""
+    wide = values.astype(np.float64)
+    if wide.min(initial=0.0) >= 0 and np.abs(wide.sum(axis=-1) - 1).max(initial=0.0) < _SUM_TOLERANCE:
+        return np.asarray(np.log(np.maximum(wide, _SMALLEST)))
+    shifted = wide - wide.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def kl_per_example(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Returns KL(reference || outputs) in nats, [n] float64: the mean over all rows of an example.
+
+    Args:
+      reference: [n, …, classes], logits or probabilities of the float model.
+      outputs: The same shape, of the other model.
+    """
+    p, q = log_probabilities(reference), log_probabilities(outputs)
+    rows = (np.exp(p) * (p - q)).sum(axis=-1)
+    return np.asarray(rows.reshape(rows.shape[0], -1).mean(axis=1))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How close a model's outputs are to the float model's.
+
+    Args:
+      kl: Mean KL divergence in nats per example; None where the last axis has no classes.
+      sqnr_db: 10 log10(sum float^2 / sum difference^2); infinite where nothing differs.
+      agreement: Share of examples whose answers all agree; None where there are no classes.
+    """
+
+    kl: float | None
+    sqnr_db: float
+    agreement: float | None
+
+    @property
+    def gauge(self) -> float:
+        """A finer measure of harm than any metric, to order candidates by: KL, or noise over signal. Less is better."""
+        return self.kl if self.kl is not None else float(10.0 ** (-self.sqnr_db / 10.0))
+
+
+@final
+class QualityMeter:
+    """Adds up batches; memory does not grow."""
+
+    def __init__(self) -> None:
+        self._examples = 0
+        self._kl = 0.0
+        self._same = 0
+        self._classes = True
+        self._signal = 0.0
+        self._noise = 0.0
+
+    def add(self, reference: np.ndarray, outputs: np.ndarray) -> None:
+        """Takes the outputs of one batch, [n, …] both."""
+        wide = reference.astype(np.float64)
+        self._examples += reference.shape[0]
+        self._signal += float((wide**2).sum())
+        self._noise += float(((outputs.astype(np.float64) - wide) ** 2).sum())
+        if reference.ndim < 2 or reference.shape[-1] < 2:
+            self._classes = False
+            return
+        self._kl += float(kl_per_example(reference, outputs).sum())
+        same = reference.argmax(axis=-1) == outputs.argmax(axis=-1)
+        self._same += int(same.reshape(same.shape[0], -1).all(axis=1).sum())
+
+    def result(self) -> Quality:
+        """Returns the quality over all batches."""
+        known = self._classes and self._examples > 0
+        noise, signal = self._noise, self._signal
+        return Quality(
+            kl=self._kl / self._examples if known else None,
+            sqnr_db=float("inf") if noise == 0 else float(10 * np.log10(max(signal, _SMALLEST) / noise)),
+            agreement=self._same / self._examples if known else None,
+        )

@@ -1,0 +1,270 @@
+"""From a finished run to report.json, records and timings: measured values are named and put in their place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fewbits._base.cpu import cores, cpu_flags, cpu_name
+from fewbits.measurement.executed import count_macs, mac_bits
+from fewbits.measurement.latency import Speedup, Timing
+from fewbits.planning.record import Record
+from fewbits.reporting import schema
+from fewbits.reporting.words import headline
+from fewbits.runtimes.base import Numbers
+from fewbits.search.building import SiteFacts
+from fewbits.search.job import Finished, versions
+
+_FLOAT_SCHEME = "float32"
+
+
+def assemble(run: Finished) -> schema.Report:
+    """Returns the report of a finished run."""
+    prepared = run.prepared
+    request, parts = prepared.request, prepared.parts
+    report = schema.Report(
+        headline="",
+        verdict="no budget" if run.verdict is None else run.verdict.status,
+        float_kept=run.float_kept,
+        warnings=run.warnings,
+        metric=_metric(run),
+        size=schema.Size(
+            float_bytes=run.performance.float_bytes,
+            quantized_bytes=run.performance.quantized_bytes,
+            ratio=run.performance.float_bytes / run.performance.quantized_bytes,
+        ),
+        latency=_latency(run),
+        memory=_memory(run),
+        executed=_executed(run),
+        flips=schema.Flips(harmful=run.bound.harmful, helpful=run.bound.helpful),
+        layers=_layers(run),
+        search=tuple(
+            schema.Candidate(
+                step=number,
+                change=trial.change,
+                selection_drop=trial.drop,
+                selection_kl=trial.kl,
+                integer_nodes=trial.integer_nodes,
+                kept=trial.kept,
+                reason=trial.reason,
+            )
+            for number, trial in enumerate(run.trail, start=1)
+        ),
+        model=schema.ModelFacts(
+            name=prepared.model.name,
+            sha256=prepared.model.sha256,
+            opset=run.graph.opset,
+            parameters=prepared.model.parameters,
+            macs=sum(count_macs(run.graph).values()),
+        ),
+        data=schema.DataFacts(
+            calibration_examples=len(parts.calibration),
+            selection_examples=len(parts.selection),
+            verdict_examples=len(parts.verdict),
+            sha256=parts.data.digest(),
+            split_rule=parts.rule,
+        ),
+        target=prepared.target.full_name,
+        seed=request.seed,
+        versions=versions(),
+        environment=schema.Environment(cpu=cpu_name(), isa=_isa(), cores=cores()),
+        reasons=_reasons(run),
+    )
+    sentence = f"Float model kept: {run.float_reason}." if run.float_kept else headline(report)
+    return report.model_copy(update={"headline": sentence})
+
+
+def _isa() -> str:
+    """Returns the widest instruction set for 8-bit products that this CPU has."""
+    wide = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp")
+    return next((flag for flag in wide if flag in cpu_flags()), "unknown")
+
+
+def _metric(run: Finished) -> schema.Metric:
+    metric, bound = run.prepared.metric, run.bound
+    quality = run.outcome_quality
+    points = metric.bounds == (0.0, 1.0)
+    return schema.Metric(
+        name=metric.name,
+        direction="higher" if metric.higher_is_better else "lower",
+        unit="points" if points else "relative",
+        float=run.float_figure,
+        quantized=run.figure,
+        drop=bound.drop,
+        bound=bound.bound,
+        method=bound.method,
+        confidence=bound.confidence,
+        budget=run.prepared.request.max_drop,
+        examples=bound.n,
+        examples_needed=None if run.verdict is None else run.verdict.examples_needed,
+        split="verdict part: played no part in choosing ranges or nodes",
+        quality=schema.Quality(kl=quality.kl, sqnr_db=quality.sqnr_db, agreement=quality.agreement),
+    )
+
+
+def _latency(run: Finished) -> schema.Latency:
+    performance = run.performance
+    speedup = performance.speedup
+    return schema.Latency(
+        float_ms=performance.float_timing.p50_ms,
+        quantized_ms=performance.timing.p50_ms,
+        speedup=speedup.ratio,
+        speedup_low=speedup.low,
+        speedup_high=speedup.high,
+        confidence=speedup.confidence,
+        p50=performance.timing.p50_ms,
+        p90=performance.timing.p90_ms,
+        p99=performance.timing.p99_ms,
+        throughput=performance.timing.throughput,
+        threads=performance.options.threads,
+        batch=performance.batch,
+        runtime=performance.runtime,
+        isa=_isa(),
+        session_options=dict(performance.options.describe()),
+    )
+
+
+def _memory(run: Finished) -> schema.Memory:
+    performance = run.performance
+    graph = run.graph
+    running = set() if run.float_kept else set(run.candidate.integer)
+    variant = run.prepared.target.variant
+    sites = {} if run.float_kept else run.candidate.sites
+    model = run.prepared.model
+    stored = {d.site for d in run.candidate.plan.quantized if d.role.value != "activation"} if sites else set()
+    floats = model.parameters - sum(sites[name].elements for name in stored)
+    weights = 4 * floats + sum(_stored_bytes(sites[name]) for name in stored)
+    return schema.Memory(
+        peak_bytes=performance.peak_bytes,
+        weights_bytes=weights,
+        bytes_moved=run.executed.bytes_moved,
+        mac_bits=mac_bits(graph, running, activation_bits=variant.activation.bits, weight_bits=variant.weight.bits),
+        float_peak_bytes=performance.float_peak_bytes,
+        float_weights_bytes=4 * model.parameters,
+        float_bytes_moved=run.float_executed.bytes_moved,
+    )
+
+
+def _stored_bytes(facts: SiteFacts) -> int:
+    bits = (facts.bits_per_weight or 0.0) * facts.elements
+    return round(bits / 8)
+
+
+def _executed(run: Finished) -> schema.Executed:
+    executed = run.executed
+    return schema.Executed(
+        integer_nodes=executed.count(Numbers.INTEGER),
+        float_nodes=executed.count(Numbers.FLOAT),
+        by_dtype=executed.by_numbers,
+        kernels=executed.kernels,
+        islands=tuple(
+            schema.Island(node=island.node, op=island.op, rule=island.rule, repaired=False, why=island.why)
+            for island in executed.islands
+        ),
+    )
+
+
+def _layers(run: Finished) -> tuple[schema.Layer, ...]:
+    found = []
+    facts_by_site: Mapping[str, SiteFacts] = {} if run.float_kept else run.candidate.sites
+    for decision in run.candidate.plan.decisions:
+        facts = facts_by_site.get(decision.site)
+        floating = decision.is_float or run.float_kept
+        algorithm = None if floating else " + ".join(filter(None, (decision.range_rule, decision.rounder)))
+        tensor = run.graph.tensors[decision.site]
+        found.append(
+            schema.Layer(
+                site=decision.site,
+                node=decision.node,
+                op=decision.op,
+                role=decision.role.value,
+                scheme=_FLOAT_SCHEME if floating or decision.scheme is None else decision.scheme.name,
+                bits_per_weight=32.0 if floating else None if facts is None else facts.bits_per_weight,
+                algorithm=algorithm,
+                sqnr_db=None if facts is None else facts.sqnr_db,
+                reason=run.float_reason or decision.reason if floating else decision.reason,
+                scale_bytes=0 if facts is None else facts.scale_bytes,
+                elements=tensor.elements,
+            )
+        )
+    return tuple(found)
+
+
+def _reasons(run: Finished) -> dict[str, str]:
+    reasons = {
+        "layers.bits_per_weight": "an activation flows, it is not stored",
+        "layers.sqnr_db": "the site stayed float, or its codes lose nothing",
+        "layers.algorithm": "the site stayed float",
+        "metric.quality.kl": "the output has no classes on its last axis",
+        "metric.quality.agreement": "the output has no classes on its last axis",
+        "metric.quality.sqnr_db": "the outputs are equal to the bit",
+        "memory.peak_bytes": "this system does not tell a process's peak memory",
+        "memory.float_peak_bytes": "this system does not tell a process's peak memory",
+        "latency.speedup_high": "too few blocks for an interval",
+        "latency.speedup_low": "too few blocks for an interval",
+    }
+    if run.verdict is not None and run.verdict.status == "undecided":
+        reasons["metric.examples_needed"] = run.verdict.reason
+    return reasons
+
+
+def records(run: Finished) -> tuple[Record, ...]:
+    """Returns the measured facts that do not depend on the clock."""
+    bound = run.bound
+    name = run.prepared.metric.name
+    unit = "points" if run.prepared.metric.bounds == (0.0, 1.0) else "relative"
+    seed = run.prepared.request.seed
+    where = {"split": "verdict", "runtime": run.performance.runtime, "threads": str(run.performance.options.threads)}
+
+    def fact(metric: str, subject: str, value: float | None, unit: str, **more: Any) -> Record:
+        return Record(metric=metric, subject=subject, value=value, unit=unit, seed=seed, conditions=where, **more)
+
+    quality = run.outcome_quality
+    return (
+        fact(name, "float", run.float_figure, "metric", n=bound.n),
+        fact(name, "quantized", run.figure, "metric", n=bound.n),
+        fact(f"{name} loss", "difference", bound.drop, unit, bound=bound.bound, n=bound.n),
+        fact("harmful flips", "difference", float(bound.harmful), "examples", n=bound.n),
+        fact("helpful flips", "difference", float(bound.helpful), "examples", n=bound.n),
+        fact("kl", "difference", quality.kl, "nats per example", n=bound.n),
+        fact("sqnr", "difference", quality.sqnr_db if quality.sqnr_db < float("inf") else None, "dB", n=bound.n),
+        fact("size", "float", float(run.performance.float_bytes), "bytes"),
+        fact("size", "quantized", float(run.performance.quantized_bytes), "bytes"),
+        fact("integer nodes", "quantized", float(run.executed.count(Numbers.INTEGER)), "nodes"),
+        fact("float nodes", "quantized", float(run.executed.count(Numbers.FLOAT)), "nodes"),
+    )
+
+
+def timings(run: Finished) -> str:
+    """Returns timings.json: everything that a clock measured, every block of it, and the seconds of each stage."""
+    performance = run.performance
+    latency = performance.latency
+    document = {
+        "schema_version": 1,
+        "float": _timing(performance.float_timing),
+        "quantized": _timing(performance.timing),
+        "speedup": _speedup(performance.speedup),
+        "blocks_ms": {name: list(blocks) for name, blocks in latency.block_ms.items()},
+        "batch": performance.batch,
+        "options": performance.options.describe(),
+        "runtime": performance.runtime,
+        "cpu": cpu_name(),
+        "isa": list(cpu_flags()),
+        "memory": {"peak_bytes": performance.peak_bytes, "float_peak_bytes": performance.float_peak_bytes},
+        "nodes": [
+            {"node": node.name, "op": node.op, "numbers": node.numbers.value, "microseconds": node.microseconds}
+            for node in run.executed.nodes
+        ],
+        "stage_seconds": dict(run.seconds),
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _timing(timing: Timing) -> dict[str, float]:
+    return dict(asdict(timing))
+
+
+def _speedup(speedup: Speedup) -> dict[str, float | None]:
+    return {key: (None if value in (0.0, float("inf")) else value) for key, value in asdict(speedup).items()}

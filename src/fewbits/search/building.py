@@ -1,0 +1,121 @@
+"""From a plan to a file: the flow poured into the target's exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from fewbits.algorithms.ranges import parse_range_rule
+from fewbits.calibration.histogram import Histogram
+from fewbits.calibration.statistics import Statistics
+from fewbits.export import EXPORTERS
+from fewbits.flow import check_plan, stream
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.numerics.format import Int
+from fewbits.numerics.qtensor import QParams, QTensor
+from fewbits.planning.plan import Plan
+from fewbits.targets.base import Target
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFacts:
+    """What became of one site.
+
+    Args:
+      bits_per_weight: Stored bits per element, scales included; None for activations.
+      sqnr_db: Signal over quantization noise of the tensor: exact for constants, on calibration data for activations.
+      scale_bytes: Bytes of scales and zero points.
+      elements: Elements of the tensor, for one example.
+    """
+
+    bits_per_weight: float | None
+    sqnr_db: float | None
+    scale_bytes: int
+    elements: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """A plan made into a file.
+
+    Args:
+      plan: The plan.
+      data: The file.
+      integer: Nodes placed to run in integers.
+      sites: Facts by site name.
+    """
+
+    plan: Plan
+    data: bytes
+    integer: tuple[str, ...]
+    sites: Mapping[str, SiteFacts] = field(default_factory=dict)
+
+
+def build(
+    model: OnnxModel, plan: Plan, target: Target, statistics: Statistics, *, metadata: Mapping[str, str] | None = None
+) -> Candidate:
+    """Returns the file that a plan means: the same plan and statistics give the same bytes.
+
+    Raises: what ``check_plan`` raises for a plan that the target cannot run.
+    """
+    integer = check_plan(model, target, plan)
+    sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {})
+    facts = {}
+    for site, value in stream(model, plan, target, statistics):
+        sink.write(site, value)
+        if isinstance(value, QParams):
+            facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)
+        else:
+            facts[site.name] = _constant_facts(value, model.weight(site.name))
+    return Candidate(plan=plan, data=sink.close(), integer=integer, sites=facts)
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return None if noise == 0 or signal == 0 else float(10 * np.log10(signal / noise))
+
+
+def _constant_facts(value: QTensor, original: np.ndarray) -> SiteFacts:
+    wrong = np.asarray(value.dequantize(), dtype=np.float64) - original
+    groups = int(np.prod(value.scale.shape))
+    return SiteFacts(
+        bits_per_weight=value.bits_per_weight,
+        sqnr_db=_decibels(float((original.astype(np.float64) ** 2).sum()), float((wrong**2).sum())),
+        scale_bytes=groups * 5,
+        elements=int(original.size),
+    )
+
+
+def _activation_facts(value: QParams, histogram: Histogram | None, model: OnnxModel, name: str) -> SiteFacts:
+    return SiteFacts(
+        bits_per_weight=None,
+        sqnr_db=None if histogram is None else activation_sqnr(value, histogram),
+        scale_bytes=5,
+        elements=model.view.tensors[name].elements,
+    )
+
+
+def activation_sqnr(value: QParams, histogram: Histogram) -> float | None:
+    """Returns the signal over quantization noise of an activation in decibels, from its histogram."""
+    fmt = value.scheme.format
+    assert isinstance(fmt, Int)
+    used = np.flatnonzero(histogram.counts)
+    centers, counts = histogram.centers()[used], histogram.counts[used]
+    scale, zero = float(value.scale), float(value.zero_point)
+    codes = np.clip(np.round(centers / scale) + zero, fmt.min_code, fmt.max_code)
+    wrong = (codes - zero) * scale - centers
+    return _decibels(float((centers**2 * counts).sum()), float((wrong**2 * counts).sum()))
+
+
+def activation_sites(plan: Plan) -> tuple[str, ...]:
+    """Returns the activation sites whose statistics a plan needs: those that have parameters of their own."""
+    members = {link.member for link in plan.links}
+    named = [d.site for d in plan.quantized if d.role.value == "activation" and d.site not in members]
+    for decision in plan.quantized:
+        if decision.range_rule is not None:
+            parse_range_rule(decision.range_rule)
+    return tuple(named)

@@ -1,0 +1,85 @@
+"""Comparing any two models of the same inputs, example by example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbits.datasets import open_dataset
+from fewbits.datasets.base import Dataset
+from fewbits.datasets.checks import check_against_model
+from fewbits.evidence import PairedBound
+from fewbits.evidence.verdict import Verdict, decide
+from fewbits.measurement.metrics import resolve_metric
+from fewbits.measurement.metrics.base import Metric
+from fewbits.measurement.outcome import Outcome, Progress, Reference, score_output
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.opening import open_model
+from fewbits.planning.plan import Plan
+from fewbits.runtimes.base import Options
+from fewbits.search.verdict_data import assign_parts, loss_bound
+
+
+def _open(model: str, data: Any, labels_key: str) -> tuple[OnnxModel, Dataset]:
+    opened = open_model(model)
+    dataset = open_dataset(data, labels_key=labels_key)
+    check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in opened.inputs})
+    return opened, dataset
+
+
+def compare_models(
+    float_model: str,
+    quantized: Path,
+    *,
+    data: Any,
+    metric: str | None,
+    max_drop: float | None,
+    confidence: float,
+    labels_key: str,
+    score_output: str | None,
+    progress: Progress,
+) -> tuple[Outcome, PairedBound, Metric, Verdict | None]:
+    """Returns outcome, bound, metric and verdict of the second model against the first, on all examples."""
+    model, dataset = _open(float_model, data, labels_key)
+    chosen = resolve_metric(metric, labelled=dataset.has_labels)
+    outcome = _outcome(model, quantized, dataset, np.arange(dataset.count), chosen, score_output, progress)
+    bound = loss_bound(chosen, outcome, confidence=confidence, groups=dataset.groups)
+    return outcome, bound, chosen, None if max_drop is None else decide(bound, max_drop)
+
+
+def _outcome(
+    model: OnnxModel,
+    quantized: Path,
+    dataset: Dataset,
+    indices: np.ndarray,
+    metric: Metric,
+    wanted: str | None,
+    progress: Progress,
+) -> Outcome:
+    output = score_output(model, wanted)
+    with Reference(model, dataset, indices, metric=metric, output=output, options=Options()) as reference:
+        return reference.compare(quantized, progress, stage="second model")
+
+
+def verdict_figure(
+    model: str, quantized: Path, *, data: Any, plan: Plan, metric: str | None, progress: Progress
+) -> float:
+    """Returns the figure of a file on the examples that its verdict was taken on.
+
+    Args:
+      model: The float model.
+      quantized: The file.
+      data: What ``--data`` was; or ``--eval``, where that was given: then all of it is verdict data.
+      plan: The file's plan, which knows the split.
+      metric: Name of the metric.
+      progress: Told of each batch.
+    """
+    opened, dataset = _open(model, data, "labels")
+    chosen = resolve_metric(metric, labelled=dataset.has_labels)
+    if plan.split.get("verdict"):
+        indices = assign_parts(dataset, None, shares=plan.split, seed=plan.seed).verdict
+    else:
+        indices = np.arange(dataset.count)
+    return float(_outcome(opened, quantized, dataset, indices, chosen, None, progress).scores.mean())

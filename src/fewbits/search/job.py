@@ -1,0 +1,451 @@
+"""One run from model and data to a measured candidate: what ``fewbits quantize`` does, step by step."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from fewbits._base.errors import TargetError, UsageError
+from fewbits._version import VERSION
+from fewbits.calibration.statistics import Statistics
+from fewbits.datasets import open_dataset
+from fewbits.datasets.base import Dataset
+from fewbits.datasets.checks import check_against_model
+from fewbits.evidence import PairedBound, examples_needed, smallest_certifiable_budget
+from fewbits.evidence.verdict import Verdict, decide
+from fewbits.flow import Progress, observe, silent
+from fewbits.measurement.benchmark import Performance, measure_performance
+from fewbits.measurement.executed import ExecutedGraph, read_executed
+from fewbits.measurement.golden import make_golden
+from fewbits.measurement.metrics import resolve_metric
+from fewbits.measurement.metrics.base import Metric
+from fewbits.measurement.outcome import Outcome, Reference, score_output
+from fewbits.measurement.quality import Quality
+from fewbits.models.onnx.feeding import model_batches
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.opening import open_model
+from fewbits.numerics.schemes import SCHEMES
+from fewbits.planning.plan import Plan
+from fewbits.planning.site import GraphView
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
+from fewbits.search.building import Candidate, activation_sites, build
+from fewbits.search.draft import draft_plan
+from fewbits.search.loop import EFFORTS, BudgetLoop, Task, Trial
+from fewbits.search.verdict_data import SHARES, Parts, assign_parts, forecast, loss_bound
+from fewbits.targets import resolve_target
+from fewbits.targets.base import Target
+from fewbits.targets.placement import Placement, place
+
+# Nodes named when nothing can be quantized.
+_REASONS_SHOWN = 5
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for; the options of ``fewbits quantize`` under the same names.
+
+    Args:
+      model: Path of the float model.
+      data: Path, arrays or iterable: calibration, selection and verdict data.
+      evaluation: Verdict data of their own (``--eval``).
+      metric: Name or ``module:function``; None for the default.
+      max_drop: Budget as a fraction; None where none is asked.
+      confidence: Of the bound.
+      target: ``NAME[:INSTRUCTION_SET]``.
+      scheme: Forced scheme; no search.
+      plan: Forced plan; no search.
+      effort: How much is tried.
+      time_budget: Seconds after which the search ends with the best so far.
+      seed: Of all randomness.
+      labels_key: Name of the labels in an .npz.
+      score_output: Output that holds the answer.
+      allow_slower: Whether a file slower than float may be handed over.
+      jobs: Shards in work at a time.
+      threads: Threads of the measured sessions.
+      latency_seconds: How long the latency measurement takes.
+      progress: Told of each step.
+    """
+
+    model: str
+    data: Any
+    evaluation: Any = None
+    metric: str | None = None
+    max_drop: float | None = 0.01
+    confidence: float = 0.95
+    target: str = "ort-cpu"
+    scheme: str | None = None
+    plan: Plan | None = None
+    effort: str = "balanced"
+    time_budget: float | None = None
+    seed: int = 0
+    labels_key: str = "labels"
+    score_output: str | None = None
+    allow_slower: bool = False
+    jobs: int = 1
+    threads: int = 1
+    latency_seconds: float = 5.0
+    progress: Progress = silent
+
+    @property
+    def searches(self) -> bool:
+        """Whether a plan is searched for."""
+        return self.scheme is None and self.plan is None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Everything opened and checked, nothing computed yet."""
+
+    request: Request
+    target: Target
+    model: OnnxModel
+    placement: Placement
+    metric: Metric
+    output: str
+    parts: Parts
+    warnings: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """A measured result.
+
+    Args:
+      prepared: What was asked and opened.
+      candidate: The best candidate, even where the float model is handed over instead.
+      data: The file that is handed over.
+      float_kept: Whether that is the float model.
+      float_reason: Why, in words; None otherwise.
+      trail: What the search tried.
+      bound: Bound on the loss, on verdict data.
+      verdict: None where no budget was asked for.
+      outcome_quality: Closeness on the verdict data.
+      float_figure: The metric of the float model on the verdict data.
+      figure: The same of the handed-over model.
+      performance: Latency and memory.
+      executed: The executed graph of the handed-over model.
+      float_executed: The same of the float model.
+      golden: Seeded inputs' outputs, by which the file can be verified later.
+      graph: View of the model.
+      seconds: How long each stage took.
+      warnings: What the reader must know.
+    """
+
+    prepared: Prepared
+    candidate: Candidate
+    data: bytes
+    float_kept: bool
+    float_reason: str | None
+    trail: tuple[Trial, ...]
+    bound: PairedBound
+    verdict: Verdict | None
+    outcome_quality: Quality
+    float_figure: float
+    figure: float
+    performance: Performance
+    executed: ExecutedGraph
+    float_executed: ExecutedGraph
+    golden: bytes
+    graph: GraphView
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that the bytes of a result depend on."""
+    import numpy
+    import onnx
+    import onnx_ir
+    import onnxruntime
+
+    return {
+        "fewbits": VERSION,
+        "numpy": numpy.__version__,
+        "onnx": onnx.__version__,
+        "onnx-ir": onnx_ir.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def prepare(request: Request) -> Prepared:
+    """Returns everything opened and checked: each refusal comes before any long work."""
+    if request.effort not in EFFORTS:
+        raise UsageError(f"unknown effort {request.effort!r}; one of: {', '.join(EFFORTS)}", slug="unknown-name")
+    if request.scheme is not None:
+        SCHEMES[request.scheme]
+    if request.scheme is not None and request.plan is not None:
+        raise UsageError("--scheme and --plan exclude each other; the plan already has a scheme a site", slug="options")
+    target = resolve_target(request.plan.target if request.plan is not None else request.target)
+    model = open_model(request.model)
+    output = score_output(model, request.score_output)
+    placement = place(model.view, target)
+    if not placement.integer:
+        raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
+    if request.data is None:
+        raise UsageError(
+            "static int8 needs examples to calibrate and judge on; give --data DATA (an .npz, or a folder of images)",
+            slug="data-missing",
+        )
+    data = _open(request.data, request, model)
+    evaluation = None if request.evaluation is None else _open(request.evaluation, request, model)
+    judged = data if evaluation is None else evaluation
+    metric = resolve_metric(request.metric, labelled=judged.has_labels and data.has_labels)
+    shares = SHARES[request.searches, evaluation is not None]
+    if request.plan is not None and request.plan.split:
+        shares = request.plan.split
+        if evaluation is None and not shares.get("verdict"):
+            shares = SHARES[False, False]
+    seed = request.seed if request.plan is None else request.plan.seed
+    parts = assign_parts(data, evaluation, shares=shares, seed=seed)
+    warnings = (*parts.notes, *_budget_warnings(request, metric, len(parts.verdict)))
+    return Prepared(
+        request=request,
+        target=target,
+        model=model,
+        placement=placement,
+        metric=metric,
+        output=output,
+        parts=parts,
+        warnings=warnings,
+    )
+
+
+def _open(source: Any, request: Request, model: OnnxModel) -> Dataset:
+    dataset = open_dataset(source, labels_key=request.labels_key)
+    check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in model.inputs})
+    return dataset
+
+
+def nothing_to_quantize(model: OnnxModel, placement: Placement, target: Target) -> str:
+    """Returns why no node of a model can run in integers, the commonest reasons first."""
+    by_name = model.view.by_name
+    reasons = Counter((by_name[name].label, reason.text) for name, reason in placement.kept_float.items())
+    shown = [f"{count} {op}: {text}" for (op, text), count in reasons.most_common(_REASONS_SHOWN)]
+    more = len(reasons) - len(shown)
+    tail = f"; and {more} more kinds ('fewbits inspect' lists them)" if more > 0 else ""
+    return f"nothing in {model.name} can run in integers on {target.full_name}: {'; '.join(shown)}{tail}"
+
+
+def _budget_warnings(request: Request, metric: Metric, examples: int) -> tuple[str, ...]:
+    """Returns what must be said before work starts: a budget that no result could be shown to keep."""
+    if request.max_drop is None or metric.bounds != (0.0, 1.0):
+        return ()
+    smallest = smallest_certifiable_budget(examples, request.confidence)
+    if request.max_drop >= smallest:
+        return ()
+    if request.max_drop <= 0:
+        return ("a budget of 0 can be met by no number of examples; the verdict will not be 'met' [budget-too-small]",)
+    needed = examples_needed(request.max_drop, request.confidence)
+    return (
+        f"{examples} verdict examples cannot show a loss below {100 * smallest:.2g} points, even if no answer changes; "
+        f"the budget of {100 * request.max_drop:.3g} points needs at least {needed} [budget-too-small]",
+    )
+
+
+def run(request: Request) -> Finished:
+    """Returns the measured result of a request."""
+    return finish(prepare(request))
+
+
+def finish(prepared: Prepared) -> Finished:
+    """Returns the measured result of what ``prepare`` opened."""
+    request, model, target = prepared.request, prepared.model, prepared.target
+    clock = _Stages()
+    base = _base_plan(prepared)
+    options = Options(threads=request.threads)
+    wanted = draft_plan(model, target, base=base) if request.plan is None else request.plan
+    with clock.stage("calibration"):
+        statistics = observe(
+            model,
+            prepared.parts.data,
+            prepared.parts.calibration,
+            activation_sites(wanted),
+            jobs=request.jobs,
+            progress=request.progress,
+        )
+    with clock.stage("search"):
+        candidate, trail, notes = _choose(prepared, wanted, statistics, base, options)
+    candidate = _finalize(prepared, candidate, statistics)
+    float_reason = None if candidate.integer else "no mix of integer and float nodes kept the budget"
+    with tempfile.TemporaryDirectory(prefix="fewbits-run-") as folder:
+        files = _write(Path(folder), model.original, candidate.data)
+        feeds = _one_example(prepared)
+        with clock.stage("latency"):
+            performance = measure_performance(
+                *files, feeds=feeds, options=options, seconds=request.latency_seconds, seed=request.seed
+            )
+        if float_reason is None and request.plan is None and not request.allow_slower:
+            float_reason = _not_worth_it(performance, files)
+        if float_reason is not None:
+            performance = performance.of_float()
+        handed = files[0] if float_reason is not None else files[1]
+        with clock.stage("verdict"):
+            outcome = _judge(prepared, handed, options)
+        executed = read_executed(
+            RUNTIMES[target.runtime].executed(handed, options, feeds),
+            None if float_reason is not None else _placement_of(prepared, candidate),
+        )
+        float_executed = read_executed(RUNTIMES[target.runtime].executed(files[0], options, feeds), None)
+        golden = make_golden(handed, feeds, options, seed=request.seed)
+        data = handed.read_bytes()
+    bound = loss_bound(prepared.metric, outcome, confidence=request.confidence, groups=prepared.parts.groups)
+    return Finished(
+        prepared=prepared,
+        candidate=candidate,
+        data=data,
+        float_kept=float_reason is not None,
+        float_reason=float_reason,
+        trail=trail,
+        bound=bound,
+        verdict=None if request.max_drop is None else decide(bound, request.max_drop),
+        outcome_quality=outcome.quality,
+        float_figure=float(outcome.float_scores.mean()),
+        figure=float(outcome.scores.mean()),
+        performance=performance,
+        executed=executed,
+        float_executed=float_executed,
+        golden=golden,
+        graph=model.view,
+        seconds=clock.seconds,
+        warnings=(*prepared.warnings, *notes),
+    )
+
+
+@final
+class _Stages:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name = ""
+        self._start = 0.0
+
+    def stage(self, name: str) -> _Stages:
+        self._name, self._start = name, time.perf_counter()
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds[self._name] = round(time.perf_counter() - self._start, 3)
+
+
+def _base_plan(prepared: Prepared) -> Plan:
+    request, parts = prepared.request, prepared.parts
+    return Plan(
+        target=prepared.target.full_name,
+        decisions=(),
+        seed=request.seed if request.plan is None else request.plan.seed,
+        calibration_examples=len(parts.calibration),
+        split=dict(parts.shares),
+        hashes={"model": prepared.model.sha256, "data": parts.data.digest()},
+        versions=versions(),
+    )
+
+
+def _choose(
+    prepared: Prepared, wanted: Plan, statistics: Statistics, base: Plan, options: Options
+) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
+    """Returns the candidate, the trail to it, and notes for the reader."""
+    request, model, target = prepared.request, prepared.model, prepared.target
+    if not request.searches:
+        notes = _replay_notes(request.plan, base) if request.plan is not None else ()
+        return build(model, wanted, target, statistics), (), notes
+    parts = prepared.parts
+    deadline = None if request.time_budget is None else time.monotonic() + request.time_budget
+    confidence, verdict_examples = request.confidence, len(parts.verdict)
+    with Reference(
+        model, parts.data, parts.selection, metric=prepared.metric, output=prepared.output, options=options
+    ) as reference:
+        task = Task(
+            model=model,
+            target=target,
+            base=base,
+            statistics=statistics,
+            reference=reference,
+            bound=lambda outcome: forecast(
+                prepared.metric, outcome, confidence=confidence, verdict_examples=verdict_examples
+            ),
+            max_drop=request.max_drop,
+            certifiable=smallest_certifiable_budget(verdict_examples, confidence),
+            effort=request.effort,
+            deadline=deadline,
+            progress=request.progress,
+        )
+        result = BudgetLoop(task).run()
+    notes = (f"{result.stopped} [time-budget]",) if result.stopped else ()
+    return result.candidate, result.trail, notes
+
+
+def _replay_notes(plan: Plan, base: Plan) -> tuple[str, ...]:
+    """Returns what differs between where a plan was made and where it is applied."""
+    notes = []
+    for kind in ("model", "data"):
+        if plan.hashes.get(kind) not in (None, base.hashes[kind]):
+            notes.append(f"the plan was made with another {kind}: sites and ranges may not fit [plan-other-{kind}]")
+    changed = [name for name, version in base.versions.items() if plan.versions.get(name) not in (None, version)]
+    if changed:
+        notes.append(f"the plan was made with other versions of {', '.join(changed)}: bytes may differ [plan-versions]")
+    return tuple(notes)
+
+
+def _finalize(prepared: Prepared, candidate: Candidate, statistics: Statistics) -> Candidate:
+    """Returns the candidate with the metadata that its file carries."""
+    metadata = {"fewbits.version": VERSION, "fewbits.target": prepared.target.full_name}
+    return build(prepared.model, candidate.plan, prepared.target, statistics, metadata=metadata)
+
+
+def _write(folder: Path, original: bytes, quantized: bytes) -> tuple[Path, Path]:
+    files = folder / "float.onnx", folder / "model.onnx"
+    files[0].write_bytes(original)
+    files[1].write_bytes(quantized)
+    return files
+
+
+def _one_example(prepared: Prepared) -> dict[str, np.ndarray]:
+    feeds, _ = next(iter(model_batches(prepared.model, prepared.parts.data, prepared.parts.calibration[:1], size=1)))
+    return feeds
+
+
+def _not_worth_it(performance: Performance, files: tuple[Path, Path]) -> str | None:
+    """Returns why the float model is handed over instead of the quantized one, None where it is not."""
+    speedup = performance.speedup
+    smaller = files[1].stat().st_size < files[0].stat().st_size
+    if speedup.slower:
+        return f"the quantized model runs at {speedup.ratio:.2f}x of the float model's speed"
+    if not smaller and not speedup.faster:
+        return "the quantized model is neither smaller nor faster than the float model"
+    return None
+
+
+def _judge(prepared: Prepared, handed: Path, options: Options) -> Outcome:
+    parts = prepared.parts
+    with Reference(
+        prepared.model,
+        parts.verdict_data,
+        parts.verdict,
+        metric=prepared.metric,
+        output=prepared.output,
+        options=options,
+    ) as reference:
+        return reference.compare(handed, prepared.request.progress, stage="verdict")
+
+
+def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
+    """Returns the placement that a candidate's plan amounts to, for naming its float islands."""
+    running = set(candidate.integer)
+    kept = tuple(name for name in prepared.placement.integer if name not in running)
+    placed = place(prepared.model.view, prepared.target, keep_float=kept)
+    return replace(placed, integer=candidate.integer)

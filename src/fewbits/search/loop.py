@@ -1,0 +1,267 @@
+"""The budget loop, first version: ranges by evidence, then the most harmful nodes back to float.
+
+1. Every range rule that the effort allows is tried with all integers; the one whose outputs stay closest to float on
+   the selection data is kept. (Size and speed are the same, so closeness decides.)
+2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
+   much that helps; then they go back one after the other until the forecast says "met".
+3. The best so far is kept throughout. The verdict data play no part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+from fewbits.calibration.statistics import Statistics
+from fewbits.evidence.paired import PairedBound
+from fewbits.measurement.outcome import Outcome, Progress, Reference
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.planning.plan import Plan
+from fewbits.search.building import Candidate, build
+from fewbits.search.draft import draft_plan
+from fewbits.targets.base import Target
+
+# Range rules of activations and weights that an effort tries, the likeliest winner first.
+EFFORTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "fast": (("mse", "mse"),),
+    "balanced": (("mse", "mse"), ("minmax", "minmax"), ("percentile:99.99", "mse")),
+    "best": (
+        ("mse", "mse"),
+        ("minmax", "minmax"),
+        ("minmax", "mse"),
+        ("percentile:99.99", "mse"),
+        ("percentile:99.999", "mse"),
+        ("percentile:99.9", "mse"),
+    ),
+}
+# Examples on which single nodes are compared: KL separates them with a few dozen.
+_RANKING_EXAMPLES = 128
+# Nodes that go back to float between two looks at the selection data: one each, until a quarter of all have gone, then
+# more at a time, because by then the order matters little and every look costs a pass.
+_SINGLE_STEPS = 0.25
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate that was tried.
+
+    Args:
+      change: What it changes against the one kept before.
+      drop: Loss of the metric on the selection data.
+      kl: The finer gauge on the selection data: mean KL in nats, or noise over signal.
+      integer_nodes: Nodes placed to run in integers.
+      kept: Whether it is the best so far.
+      reason: Why, or why not.
+    """
+
+    change: str
+    drop: float | None
+    kl: float | None
+    integer_nodes: int
+    kept: bool
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SearchResult:
+    """The best candidate and the trail to it; no candidate where none could keep the budget.
+
+    Args:
+      candidate: The best so far.
+      met: Whether the forecast from the selection data is inside the budget.
+      trail: What was tried, in order.
+      stopped: Why the search ended early; None where it ended by itself.
+    """
+
+    candidate: Candidate
+    met: bool
+    trail: tuple[Trial, ...]
+    stopped: str | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """All that the loop needs.
+
+    Args:
+      model: The float model.
+      target: The rules.
+      base: Seed, hashes and versions for the plans.
+      statistics: Of all activation sites.
+      reference: The float model on the selection data.
+      bound: Turns an outcome into the bound that the verdict will probably see.
+      max_drop: The budget; None where none is asked, and ranges alone are searched.
+      certifiable: The smallest budget that the verdict's number of examples can show to be kept.
+      effort: Key of EFFORTS.
+      deadline: Clock time by which the loop ends with the best so far; None for no limit.
+      progress: Told of each step.
+    """
+
+    model: OnnxModel
+    target: Target
+    base: Plan
+    statistics: Statistics
+    reference: Reference
+    bound: Callable[[Outcome], PairedBound]
+    max_drop: float | None
+    certifiable: float
+    effort: str
+    deadline: float | None
+    progress: Progress
+
+
+@final
+class BudgetLoop:
+    """The working state of one search; ``run`` may be called once."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._trail: list[Trial] = []
+        self._stopped: str | None = None
+
+    def run(self) -> SearchResult:
+        """Returns the best candidate."""
+        candidate, outcome = self._choose_ranges()
+        if self._inside(outcome):
+            return self._result(candidate, met=True)
+        return self._give_back(candidate, outcome)
+
+    def _inside(self, outcome: Outcome) -> bool:
+        """Returns whether the verdict will probably be "met".
+
+        Where not even a model without a flip could be shown to keep the budget, the loss itself decides: more data, and
+        not more float, is then what is missing.
+        """
+        task = self._task
+        if task.max_drop is None:
+            return True
+        bound = task.bound(outcome)
+        return (bound.drop if task.max_drop < task.certifiable else bound.bound) <= task.max_drop
+
+    def _result(self, candidate: Candidate, *, met: bool) -> SearchResult:
+        return SearchResult(candidate=candidate, met=met, trail=tuple(self._trail), stopped=self._stopped)
+
+    def _late(self) -> bool:
+        if self._task.deadline is None or time.monotonic() < self._task.deadline:
+            return False
+        self._stopped = "time budget used up; the best so far was kept"
+        return True
+
+    def _build(self, plan: Plan) -> Candidate:
+        task = self._task
+        return build(task.model, plan, task.target, task.statistics)
+
+    def _measure(self, candidate: Candidate, stage: str, *, limit: int | None = None) -> Outcome:
+        return self._task.reference.compare(candidate.data, self._task.progress, stage=stage, limit=limit)
+
+    def _note(self, change: str, outcome: Outcome, candidate: Candidate, *, kept: bool, reason: str) -> None:
+        self._trail.append(
+            Trial(
+                change=change,
+                drop=self._task.bound(outcome).drop,
+                kl=outcome.quality.gauge,
+                integer_nodes=len(candidate.integer),
+                kept=kept,
+                reason=reason,
+            )
+        )
+
+    def _choose_ranges(self) -> tuple[Candidate, Outcome]:
+        task = self._task
+        best: tuple[Candidate, Outcome] | None = None
+        for activations, weights in EFFORTS[task.effort]:
+            if best is not None and self._late():
+                break
+            plan = draft_plan(
+                task.model, task.target, activation_range=activations, weight_range=weights, base=task.base
+            )
+            candidate = self._build(plan)
+            outcome = self._measure(candidate, f"ranges {activations}/{weights}")
+            better = best is None or outcome.quality.gauge < best[1].quality.gauge
+            reason = "closest to float so far" if better else "further from float than the one kept"
+            change = f"all integer, activation ranges {activations}, weight ranges {weights}"
+            self._note(change, outcome, candidate, kept=better, reason=reason)
+            if better:
+                best = candidate, outcome
+        assert best is not None
+        return best
+
+    def _rank(self, start: Candidate) -> list[str]:
+        """Returns the nodes by how much closer to float the model comes when they alone go back, most helpful first."""
+        task = self._task
+        names = [n for n in start.integer if task.target.rules[task.model.view.by_name[n].op].weight is not None]
+        gauges: dict[str, float] = {}
+        for number, name in enumerate(names):
+            task.progress("ranking nodes", number, len(names))
+            if self._late():
+                break
+            plan = self._without(start.plan, (name,))
+            outcome = self._measure(self._build(plan), "ranking nodes", limit=_RANKING_EXAMPLES)
+            gauges[name] = outcome.quality.gauge
+        return sorted(gauges, key=lambda name: (gauges[name], names.index(name)))
+
+    def _without(self, plan: Plan, nodes: tuple[str, ...]) -> Plan:
+        """Returns the plan with these nodes float, the range rules kept."""
+        rules = {d.role: d.range_rule for d in plan.quantized}
+        fresh = draft_plan(
+            self._task.model,
+            self._task.target,
+            keep_float=nodes,
+            base=plan,
+        )
+        decisions = tuple(
+            d if d.is_float or d.role.value not in ("activation", "weight") else replace(d, range_rule=rules[d.role])
+            for d in fresh.decisions
+        )
+        return replace(fresh, decisions=decisions)
+
+    def _give_back(self, start: Candidate, outcome: Outcome) -> SearchResult:
+        """Sets the most harmful nodes back to float until the forecast is inside the budget."""
+        task = self._task
+        assert task.max_drop is not None
+        order = self._rank(start)
+        fallback = start if task.bound(outcome).drop <= task.max_drop else None
+        given: list[str] = []
+        while order:
+            if self._late():
+                break
+            step = 1 if len(given) < _SINGLE_STEPS * (len(order) + len(given)) else max(1, len(order) // 4)
+            taken, order = order[:step], order[step:]
+            given += taken
+            candidate = self._build(self._without(start.plan, tuple(given)))
+            if not candidate.integer:
+                break
+            outcome = self._measure(candidate, f"{len(given)} nodes float")
+            met = self._inside(outcome)
+            inside = task.bound(outcome).drop <= task.max_drop
+            if fallback is None and inside:
+                fallback = candidate
+            reason = (
+                "inside the budget"
+                if met
+                else "loss inside, its bound not yet"
+                if inside
+                else "loss outside the budget"
+            )
+            self._note(
+                f"{', '.join(taken)} back to float",
+                outcome,
+                candidate,
+                kept=met or fallback is candidate,
+                reason=reason,
+            )
+            if met:
+                return self._result(candidate, met=True)
+        # The most integers whose measured loss is inside: the verdict may still be undecided, and says what is missing.
+        if fallback is not None:
+            return self._result(fallback, met=False)
+        return self._result(start if self._stopped else self._float(start), met=False)
+
+    def _float(self, start: Candidate) -> Candidate:
+        """Returns the candidate without any integer node: the float model in canonical form."""
+        return self._build(self._without(start.plan, start.integer))
