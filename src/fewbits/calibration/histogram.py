@@ -125,8 +125,8 @@ def histogram_of(values: Array, *, where: str = "the tensor") -> Histogram:
         return Histogram(exponent=_EMPTY_EXPONENT, counts=EMPTY.counts, zeros=zeros, low=0.0, high=0.0)
     exponent = exponent_above(amax)
     counts = np.zeros(2 * HALF_BINS, dtype=np.int64)
-    # float32 where the factor 2**(13 - exponent) is a float32 of at least 1: a smaller one would push denormals to zero,
-    # and negative ones out of their bin.
+    # float32 where the factor 2**(13 - exponent) is a float32 of at least 1: a smaller one would push denormals to
+    # zero, and negative ones out of their bin.
     narrow = -100 < exponent <= _HALF_EXPONENT and flat.dtype.itemsize <= np.dtype(np.float32).itemsize
     dtype = np.float32 if narrow else np.float64
     factor = dtype(np.ldexp(1.0, _HALF_EXPONENT - exponent))
