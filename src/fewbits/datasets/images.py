@@ -52,7 +52,7 @@ class ImageDataset:
     def __init__(self, folder: str | os.PathLike[str], *, input_name: str | None = None) -> None:
         _need_pillow()
         self._folder = Path(folder)
-        self._preprocess = read_preprocess(folder)
+        self._preprocess = read_preprocess(self._folder)
         labels = self._folder / LABELS_NAME
         self._pictures = read_labels(labels) if labels.is_file() else list_classes(self._folder)
         if not self._pictures:
@@ -167,7 +167,7 @@ def _picture(path: Path, number: int, line: Mapping[str, str | None]) -> Picture
     file, label = line["file"] or "", (line["label"] or "").strip()
     if not (label.isascii() and label.isdecimal() and len(label) < 10):
         raise DataError(
-            f"{str(path)!r}, line {number}: label {label[:80]!r}; expected the index of the class, a whole number from 0",
+            f"{str(path)!r}, line {number}: label {label[:80]!r}; expected the class's index, a whole number from 0",
             slug="labels-file",
         )
     parts = PurePosixPath(file).parts
@@ -177,7 +177,7 @@ def _picture(path: Path, number: int, line: Mapping[str, str | None]) -> Picture
             " name files relative to it",
             slug="image-path",
         )
-    return Picture(file=file, label=int(label), group=line.get("group"))
+    return Picture(file=file, label=int(label), group=(line["group"] or "") if "group" in line else None)
 
 
 def list_classes(folder: Path) -> list[Picture]:

@@ -283,9 +283,8 @@ class _Spool:
         rows: NDArray[Any] = np.empty((len(index), *spec.shape), dtype=spec.dtype)
         view = rows.reshape(-1).view(np.uint8).data
         for place, row in enumerate(index):
-            os.preadv(
-                self._files[name], [view[place * spec.nbytes : (place + 1) * spec.nbytes]], int(row) * spec.nbytes
-            )
+            part = view[place * spec.nbytes : (place + 1) * spec.nbytes]
+            read_at(self._files[name], part, int(row) * spec.nbytes)
         return rows
 
     def _open(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from fewbits._base.errors import DataError
 
 PREPROCESS_NAME: Final = "preprocess.json"
 _EXAMPLE: Final = '{"size": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
+_MIN_STD: Final = 1e-6  # in units of the scaled pixels; a slip of the pen, not a spread
 _MAX_SIDE: Final = 16_384  # pixels; the largest picture of such a side is above limits.MAX_IMAGE_PIXELS anyway
 
 
@@ -73,7 +73,7 @@ def read_preprocess(folder: str | Path) -> Preprocess:
     path = Path(folder) / PREPROCESS_NAME
     if not path.is_file():
         raise DataError(
-            f"{str(folder)!r} has no preprocess.json; write how the model was trained to see pictures, such as {_EXAMPLE}",
+            f"{str(folder)!r} has no preprocess.json; say how the model was trained to see pictures, as in {_EXAMPLE}",
             slug="preprocess-missing",
         )
     try:
@@ -104,8 +104,8 @@ def parse_preprocess(content: Mapping[str, Any], path: str | Path = PREPROCESS_N
         raise _bad(path, "input", content["input"], "the name of a model input")
     channels = 1 if content.get("color") == "L" else 3
     std = _per_channel(path, "std", content.get("std", 1.0), channels)
-    if any(value <= 0 for value in std):
-        raise _bad(path, "std", content["std"], "numbers above 0")
+    if any(value < _MIN_STD for value in std):
+        raise _bad(path, "std", content["std"], f"numbers of at least {_MIN_STD}")
     size = content.get("size")
     crop = content.get("crop")
     return Preprocess(
@@ -127,7 +127,7 @@ def _is_side(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast(float, value)) and abs(cast(float, value)) < 1e30
+    return type(value) in (int, float) and abs(cast(float, value)) < 1e30  # which NaN is not
 
 
 def _pair(path: str | Path, key: str, value: object) -> tuple[int, int]:
@@ -148,6 +148,6 @@ def _ratio(path: str | Path, value: object) -> tuple[float, float]:
         return float(cast(float, value)), 1.0
     if isinstance(value, str):
         above, _, below = value.partition("/")
-        if above.strip().isdecimal() and below.strip().isdecimal() and 0 < int(below[:20]) and len(value) < 40:
+        if above.strip().isdecimal() and below.strip().isdecimal() and int(below[:20]) > 0 and len(value) < 40:
             return float(above), float(below)
     raise _bad(path, "scale", value, 'a number or a fraction such as "1/255"')
