@@ -1,0 +1,61 @@
+"""Fixtures that several rooms share: a writer of small graphs, and a bench that takes them the whole way."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+_SUPPORT = Path(__file__).parent / "support" / "graphs.py"
+_DATA = Path(os.environ.get("FEWBITS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def graphs() -> ModuleType:
+    """The module tests/support/graphs.py."""
+    spec = importlib.util.spec_from_file_location("fewbits_test_graphs", _SUPPORT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def flow() -> SimpleNamespace:
+    """The steps between model and exporter, imported in this one place."""
+    from fewbits.flow import check_plan, observe, stream
+    from fewbits.search.draft import draft_plan
+
+    return SimpleNamespace(draft_plan=draft_plan, check_plan=check_plan, observe=observe, stream=stream)
+
+
+@pytest.fixture
+def net(graphs: ModuleType) -> Callable[..., Any]:
+    """The class of graph writers: ``net(opset=18)``."""
+    return graphs.Net
+
+
+@pytest.fixture
+def bench(graphs: ModuleType, flow: SimpleNamespace, tmp_path: Path) -> Any:
+    """Takes a graph the whole way; see tests/support/graphs.py."""
+    return graphs.Bench(tmp_path, flow)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Returns the path of a real model or data file; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        path = _DATA / name
+        if not path.exists():
+            pytest.skip(f"{name} is not there; set FEWBITS_TEST_DATA to the folder of real models")
+        return path
+
+    return find
