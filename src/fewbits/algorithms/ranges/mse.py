@@ -10,6 +10,7 @@ from fewbits._base.arrays import Array, namespace
 from fewbits.algorithms.ranges.base import RangeRule
 from fewbits.calibration.histogram import Histogram
 from fewbits.numerics.format import Int
+from fewbits.numerics.scaling import MIN_SCALE
 
 # Ends tried, as fractions of the full range: from clipping it to a fifth (4-bit Gaussians want about a half) in steps
 # of one part in 64 (a quarter of what one code of 8 bits moves near the optimum; the error is flat there).
@@ -20,14 +21,25 @@ _WEIGHT_FRACTIONS = tuple(float(f) for f in np.arange(40, 13, -1) / 40.0)
 _ROUNDS = 2
 
 
-def _error(centers: Array, counts: Array, low: Array, high: Array, fmt: Int) -> Array:
-    """Returns the summed squared error for each candidate range, [candidates] float64."""
-    steps = fmt.max_code - fmt.min_code
-    scale = ((high - low) / steps)[:, None]
-    zero = np.round(-low[:, None] / scale)
+def _error(centers: Array, counts: Array, scale: Array, zero: Array, steps: int) -> Array:
+    """Returns the summed squared error of codes 0 to steps for each candidate scale and zero point, [candidates]."""
+    scale, zero = scale[:, None], zero[:, None]
     codes = np.clip(np.round(centers[None, :] / scale) + zero, 0, steps)
     wrong = (codes - zero) * scale - centers[None, :]
     return np.einsum("ij,ij,j->i", wrong, wrong, counts)
+
+
+def _symmetric_error(centers: Array, counts: Array, ends: Array, fmt: Int) -> Array:
+    """Returns the error for each candidate end, with the scale and zero point of ``affine_from_amax``."""
+    half = 1 << (fmt.bits - 1)
+    return _error(centers, counts, ends / (half - 1), np.full_like(ends, half), fmt.max_code - fmt.min_code)
+
+
+def _affine_error(centers: Array, counts: Array, low: Array, high: Array, fmt: Int) -> Array:
+    """Returns the error for each candidate range, with the scale and zero point of ``choose_affine``."""
+    steps = fmt.max_code - fmt.min_code
+    scale = (high - low) / steps
+    return _error(centers, counts, scale, np.round(-low / scale), steps)
 
 
 @final
@@ -44,30 +56,33 @@ class MeanSquaredError(RangeRule):
         counts = histogram.counts[used].astype(np.float64)
         if symmetric:
             ends = _FRACTIONS * histogram.amax
-            best = float(ends[np.argmin(_error(centers, counts, -ends, ends, fmt))])
+            best = float(ends[np.argmin(_symmetric_error(centers, counts, ends, fmt))])
             return -best, best
         low, high = histogram.low, histogram.high
         for _ in range(_ROUNDS):
             if histogram.high > 0:
                 ends = _FRACTIONS * histogram.high
-                high = float(ends[np.argmin(_error(centers, counts, np.full_like(ends, low), ends, fmt))])
+                high = float(ends[np.argmin(_affine_error(centers, counts, np.full_like(ends, low), ends, fmt))])
             if histogram.low < 0:
                 ends = _FRACTIONS * histogram.low
-                low = float(ends[np.argmin(_error(centers, counts, ends, np.full_like(ends, high), fmt))])
+                low = float(ends[np.argmin(_affine_error(centers, counts, ends, np.full_like(ends, high), fmt))])
             else:
                 break
         return low, high
 
     def from_groups(self, groups: Array, fmt: Int, *, parameter: float | None) -> Array:
         xp = namespace(groups)
+        half = Int(bits=fmt.bits, signed=True)  # as affine_from_amax reads it, of whatever sign the codes are
         amax = xp.max(xp.abs(groups), axis=1)
         safe = xp.where(amax == 0, xp.ones_like(amax), amax)
         best = xp.full_like(amax, float("inf"))
         chosen = amax
         for fraction in _WEIGHT_FRACTIONS:
-            scale = (safe * (fraction / fmt.max_value))[:, None]
-            codes = xp.clip(xp.round(groups / scale), fmt.min_value, fmt.max_value)
-            error = xp.sum((codes * scale - groups) ** 2, axis=1)
+            scale = xp.clip(safe * (fraction / half.max_value), MIN_SCALE, None)
+            # In units of the scale, and then of amax: squares of the values would leave float32.
+            places = groups / scale[:, None]
+            wrong = xp.clip(xp.round(places), half.min_value, half.max_value) - places
+            error = xp.sum(wrong * wrong, axis=1) * (scale / safe) ** 2
             better = error < best
             best = xp.where(better, error, best)
             chosen = xp.where(better, amax * fraction, chosen)

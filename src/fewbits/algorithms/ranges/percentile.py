@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import ceil
 from typing import ClassVar, final
 
 import numpy as np
@@ -10,6 +12,15 @@ from fewbits._base.arrays import Array, namespace
 from fewbits.algorithms.ranges.base import RangeRule
 from fewbits.calibration.histogram import HALF_BINS, Histogram
 from fewbits.numerics.format import Int
+
+
+def _needed(share: float, count: int) -> int:
+    """Returns how many of ``count`` values are at least ``share`` percent; exact, because 55 / 100 * 100 > 55.
+
+    >>> _needed(55.0, 100), _needed(99.99, 10_000), _needed(99.99, 10_001)
+    (55, 9999, 10000)
+    """
+    return max(1, ceil(Fraction(str(share)) / 100 * count))
 
 
 @final
@@ -32,7 +43,7 @@ class Percentile(RangeRule):
         share = (self.default if parameter is None else parameter) or 100.0
         magnitudes = histogram.counts[HALF_BINS:] + histogram.counts[:HALF_BINS][::-1]
         covered = histogram.zeros + np.cumsum(magnitudes)
-        edge = int(np.searchsorted(covered, share / 100.0 * histogram.total, side="left"))
+        edge = int(np.searchsorted(covered, _needed(share, histogram.total), side="left"))
         cut = (edge + 1) * histogram.width
         if symmetric:
             return -min(cut, histogram.amax), min(cut, histogram.amax)
@@ -42,9 +53,7 @@ class Percentile(RangeRule):
         xp = namespace(groups)
         share = (self.default if parameter is None else parameter) or 100.0
         ordered = xp.sort(xp.abs(groups), axis=1)
-        count = groups.shape[1]
-        rank = min(count - 1, max(0, int(np.ceil(share / 100.0 * count)) - 1))
-        return ordered[:, rank]
+        return ordered[:, _needed(share, groups.shape[1]) - 1]
 
 
 ALGORITHM: RangeRule = Percentile()
