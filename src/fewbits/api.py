@@ -78,22 +78,25 @@ class Result:
         Raises: UsageError if the folder exists (without ``overwrite``), or is or holds an input; ResourceError if the
           disk is full or the place not writable. The old folder is then untouched.
         """
+        with OutputFolder(folder, overwrite=overwrite, inputs=self.inputs) as out:
+            self.write(out)
+        return Path(folder)
+
+    def write(self, out: OutputFolder) -> None:
+        """Writes and commits into an output folder that is already held open, as the command line does for the job."""
         from fewbits.reporting.assembly import records, timings
 
-        with OutputFolder(folder, overwrite=overwrite, inputs=self.inputs) as out:
-            out.write(MODEL_FILE, self.model_bytes)
-            out.write("plan.json", self.plan.to_json().encode())
-            out.write("records.jsonl", "".join(f"{r.to_json()}\n" for r in records(self.run)).encode())
-            out.write("golden.npz", self.run.golden)
-            out.write("timings.json", timings(self.run).encode())
-            for name, text in rendered(self.report).items():
-                out.write(name, text.encode())
-            hashes = dict(self.plan.hashes)
-            out.commit(
-                {"inputs": hashes, "versions": dict(self.plan.versions), "seed": self.plan.seed},
-                timing_files=TIMING_FILES,
-            )
-        return Path(folder)
+        out.write(MODEL_FILE, self.model_bytes)
+        out.write("plan.json", self.plan.to_json().encode())
+        out.write("records.jsonl", "".join(f"{r.to_json()}\n" for r in records(self.run)).encode())
+        out.write("golden.npz", self.run.golden)
+        out.write("timings.json", timings(self.run).encode())
+        for name, text in rendered(self.report).items():
+            out.write(name, text.encode())
+        out.commit(
+            {"inputs": dict(self.plan.hashes), "versions": dict(self.plan.versions), "seed": self.plan.seed},
+            timing_files=TIMING_FILES,
+        )
 
     def __str__(self) -> str:
         from fewbits.reporting.terminal import summary_lines

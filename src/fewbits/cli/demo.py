@@ -15,13 +15,13 @@ _BUDGET = "2%"
 def command(output: str, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Run the main job on a small CNN for handwritten digits, with a budget of 2 points; offline, under a minute."""
     from importlib.resources import as_file, files
+    from pathlib import Path
 
     from fewbits._base.files import OutputFolder
     from fewbits.api import inspect, quantize
     from fewbits.cli.quantize import show
 
-    with OutputFolder(output, overwrite=True):
-        pass
+    folder = Path(output)
     place = files("fewbits") / "demo"
     with as_file(place / "digits.onnx") as model, as_file(place / "digits.npz") as data:
         if not as_json:
@@ -33,9 +33,9 @@ def command(output: str, as_json: bool, quiet: bool, verbose: bool) -> int:
             )
             say(f"  fewbits quantize digits.onnx --data digits.npz --max-drop {_BUDGET} -o {output}")
             say("")
-        with progress_line(quiet) as progress:
+        with OutputFolder(folder, overwrite=True) as out, progress_line(quiet) as progress:
             result = quantize(model, data=data, max_drop=_BUDGET, progress=progress)
-            folder = result.save(output, overwrite=True)
+            result.write(out)
     show(result, folder, as_json=as_json, quiet=quiet)
     if not as_json:
         note(f"open {folder / 'report.html'} in a browser; load {folder / 'model.onnx'} in onnxruntime")

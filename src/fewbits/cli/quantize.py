@@ -39,11 +39,9 @@ def command(
     from fewbits._base.files import OutputFolder
     from fewbits.api import quantize
 
-    # Asked here and not only when saving: a refusal after an hour of work is no help.
+    # Held open for the whole job: a place that refuses says so before an hour of work, and two runs cannot share it.
     inputs = [path for path in (model, data, evaluation, plan_file) if path]
-    with OutputFolder(output, overwrite=overwrite, inputs=inputs):
-        pass
-    with progress_line(quiet) as progress:
+    with OutputFolder(output, overwrite=overwrite, inputs=inputs) as out, progress_line(quiet) as progress:
         result = quantize(
             model,
             data=data,
@@ -53,8 +51,8 @@ def command(
             progress=progress,
             **options,
         )
-        folder = result.save(output, overwrite=overwrite)
-    show(result, folder, as_json=as_json, quiet=quiet)
+        result.write(out)
+    show(result, Path(output), as_json=as_json, quiet=quiet)
     return int(result.exit_code)
 
 

@@ -222,7 +222,9 @@ def prepare(request: Request) -> Prepared:
 
 
 def _open(source: Any, request: Request, model: OnnxModel) -> Dataset:
-    dataset = open_dataset(source, labels_key=request.labels_key)
+    # A folder of pictures feeds the model's only input, whatever that is called.
+    only = model.inputs[0].name if len(model.inputs) == 1 else None
+    dataset = open_dataset(source, labels_key=request.labels_key, input_name=only)
     check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in model.inputs})
     return dataset
 
