@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import final
 
@@ -9,6 +10,7 @@ from fewbits._base.errors import UsageError
 
 # A bare number at or above this is more likely "1" meant as 1 % than a loss of 100 points: ask, never guess.
 _LARGEST_FRACTION = 0.2
+_NUMBER = re.compile(r"(?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*(?P<percent>%)?")
 
 
 @final
@@ -25,6 +27,12 @@ class Budget:
     confidence: float = 0.95
 
 
+def _number(text: str | float) -> tuple[float, bool]:
+    """Returns the number and whether it bears a percent sign; NaN for what is no plain decimal number."""
+    match = _NUMBER.fullmatch(str(text).strip())
+    return (float(match["number"]), match["percent"] is not None) if match else (float("nan"), False)
+
+
 def parse_max_drop(text: str | float) -> float:
     """Returns the fraction that a ``--max-drop`` means: a "%" string, or a fraction below 0.2.
 
@@ -33,12 +41,9 @@ def parse_max_drop(text: str | float) -> float:
     >>> parse_max_drop("1%"), parse_max_drop(0.01), parse_max_drop("0.5 %")
     (0.01, 0.01, 0.005)
     """
-    written = str(text).strip()
-    percent = written.endswith("%")
-    try:
-        number = float(written.rstrip("% "))
-    except ValueError:
-        raise UsageError(f"--max-drop {text!r} is not a number; write '1%' or 0.01", slug="max-drop") from None
+    number, percent = _number(text)
+    if number != number:
+        raise UsageError(f"--max-drop {text!r} is not a number; write '1%' or 0.01", slug="max-drop")
     value = number / 100 if percent else number
     if not 0 <= value <= 1 or (not percent and value >= _LARGEST_FRACTION):
         raise UsageError(
@@ -52,17 +57,13 @@ def parse_max_drop(text: str | float) -> float:
 def parse_confidence(text: str | float) -> float:
     """Returns the confidence that ``--confidence`` means: "95%" or 0.95.
 
-    Raises: UsageError(slug="confidence") outside [0.5, 1).
+    Raises: UsageError(slug="confidence") outside (0.5, 1).
 
     >>> parse_confidence("95%"), parse_confidence(0.9)
     (0.95, 0.9)
     """
-    written = str(text).strip()
-    try:
-        number = float(written.rstrip("% "))
-    except ValueError:
-        number = -1.0
-    value = number / 100 if written.endswith("%") else number
+    number, percent = _number(text)
+    value = number / 100 if percent else number
     if not 0.5 < value < 1:
         raise UsageError(f"--confidence {text!r} is not between 50% and 100%; write '95%' or 0.95", slug="confidence")
     return value

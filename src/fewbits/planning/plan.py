@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
-from fewbits._base.errors import ModelError, UsageError
+from fewbits._base.catalog import nearest
+from fewbits._base.errors import FewbitsError, UsageError
 from fewbits.numerics.scheme import Scheme, parse_scheme
 from fewbits.planning.site import Link, Role
 
 SCHEMA_VERSION = 1
 FLOAT = "float"
+_PART_KEYS = (
+    "schema_version", "target", "seed", "calibration_examples", "split", "hashes", "versions", "transforms", "sites",
+    "links",
+)  # fmt: skip
+_SITE_KEYS = ("site", "role", "op", "node", "scheme", "range", "rounder", "reason")
 
 
 @final
@@ -26,7 +32,7 @@ class Decision:
       op: Operator type of the node.
       node: Name of the node.
       scheme: How the tensor is stored; None keeps it float.
-      range_rule: Range rule with its parameter, e.g. ``percentile:99.99``; None where float.
+      range_rule: Range rule with its parameter, e.g. ``percentile:99.99``; None for minmax, and where float.
       rounder: How codes are chosen; None for activations and where float.
       reason: Why, in words.
     """
@@ -142,46 +148,130 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
 def plan_from_json(text: str, *, where: str = "the plan") -> Plan:
     """Returns the plan that ``Plan.to_json`` wrote, or that a person edited.
 
-    Raises: UsageError(slug="plan-invalid") naming the first fault.
+    Raises: UsageError(slug="plan-invalid") naming the first fault: the part or site, and the key.
     """
     try:
-        data = json.loads(text)
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {data.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
-        decisions = tuple(_decision_from_dict(row) for row in data["sites"])
-        return Plan(
-            target=str(data["target"]),
-            decisions=decisions,
-            links=tuple(Link(**row) for row in data.get("links", [])),
-            transforms=tuple(
-                TransformStep(name=row["name"], where=tuple(row["where"])) for row in data.get("transforms", [])
-            ),
-            seed=int(data["seed"]),
-            calibration_examples=int(data["calibration_examples"]),
-            split={str(k): float(v) for k, v in data.get("split", {}).items()},
-            hashes=dict(data.get("hashes", {})),
-            versions=dict(data.get("versions", {})),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
-        fault = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(
-            f"cannot read {where}: {fault}; write it anew with 'fewbits plan'", slug="plan-invalid"
-        ) from None
+        return _plan_from_dict(json.loads(text))
+    except RecursionError:
+        fault = "it is nested too deeply to be a plan"
+    except ValueError as error:
+        fault = str(error)
+    raise UsageError(
+        f"cannot read {where}: {fault}; mend it, or write it anew with 'fewbits plan'", slug="plan-invalid"
+    )
 
 
-def _decision_from_dict(row: dict[str, Any]) -> Decision:
-    known = {"site", "role", "op", "node", "scheme", "range", "rounder", "reason"}
-    unknown = sorted(set(row) - known)
-    if unknown:
-        raise ValueError(f"site {row.get('site')!r} has an unknown key {unknown[0]!r}")
-    scheme = None if row["scheme"] in (FLOAT, None) else parse_scheme(row["scheme"])
+def _plan_from_dict(data: Any) -> Plan:
+    """Returns the plan; a fault is a ValueError that names its place."""
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {data.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
+    _refuse_unknown(data, _PART_KEYS, "it")
+    sites = [_decision_from_dict(row, i) for i, row in enumerate(_rows(data, "sites"))]
+    seen: set[str] = set()
+    for decision in sites:
+        if decision.site in seen:
+            raise ValueError(f"site {decision.site!r} stands twice")
+        seen.add(decision.site)
+    return Plan(
+        target=_word(data, "target", "it"),
+        decisions=tuple(sites),
+        links=tuple(_link_from_dict(row, i) for i, row in enumerate(_rows(data, "links", optional=True))),
+        transforms=tuple(_step_from_dict(row, i) for i, row in enumerate(_rows(data, "transforms", optional=True))),
+        seed=_count(data, "seed"),
+        calibration_examples=_count(data, "calibration_examples"),
+        split=_shares(data, "split"),
+        hashes=_words(data, "hashes"),
+        versions=_words(data, "versions"),
+    )
+
+
+def _refuse_unknown(row: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in row:
+        if key not in known:
+            raise ValueError(f"{where} has an unknown key {key!r}; {nearest(key, sorted(known))}")
+
+
+def _word(row: Mapping[str, Any], key: str, where: str) -> str:
+    if key not in row:
+        raise ValueError(f"{where} has no {key!r}")
+    if not isinstance(row[key], str):
+        raise ValueError(f"{where}: {key!r} is {row[key]!r}, expected a string")
+    return str(row[key])
+
+
+def _optional_word(row: Mapping[str, Any], key: str, where: str) -> str | None:
+    return None if row.get(key) is None else _word(row, key, where)
+
+
+def _count(row: Mapping[str, Any], key: str) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key!r} is {value!r}, expected a whole number >= 0")
+    return value
+
+
+def _words(row: Mapping[str, Any], key: str) -> dict[str, str]:
+    value = row.get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
+        raise ValueError(f"{key!r} is not an object of strings")
+    return dict(value)
+
+
+def _shares(row: Mapping[str, Any], key: str) -> dict[str, float]:
+    value = row.get(key, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} is not an object of shares")
+    for part, share in value.items():
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise ValueError(f"{key!r}: the share of {part!r} is {share!r}, expected a number from 0 to 1")
+    return {part: float(share) for part, share in value.items()}
+
+
+def _rows(row: Mapping[str, Any], key: str, *, optional: bool = False) -> list[dict[str, Any]]:
+    if key not in row and not optional:
+        raise ValueError(f"it has no {key!r}")
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"{key!r} is not a list of objects")
+    return value
+
+
+def _link_from_dict(row: dict[str, Any], index: int) -> Link:
+    where = f"links[{index}]"
+    _refuse_unknown(row, ("root", "member", "node"), where)
+    return Link(root=_word(row, "root", where), member=_word(row, "member", where), node=_word(row, "node", where))
+
+
+def _step_from_dict(row: dict[str, Any], index: int) -> TransformStep:
+    where = f"transforms[{index}]"
+    _refuse_unknown(row, ("name", "where"), where)
+    places = row.get("where", [])
+    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+        raise ValueError(f"{where}: 'where' is not a list of strings")
+    return TransformStep(name=_word(row, "name", where), where=tuple(places))
+
+
+def _decision_from_dict(row: dict[str, Any], index: int) -> Decision:
+    site = _word(row, "site", f"sites[{index}]")
+    where = f"site {site!r}"
+    _refuse_unknown(row, _SITE_KEYS, where)
+    role = _word(row, "role", where)
+    if role not in list(Role):
+        raise ValueError(f"{where}: unknown role {role!r}; {nearest(role, [r.value for r in Role])}")
+    written = _word(row, "scheme", where)
+    try:
+        scheme = None if written == FLOAT else parse_scheme(written)
+    except FewbitsError as error:
+        raise ValueError(f"{where}: {error.message}; 'float' keeps it float") from None
     return Decision(
-        site=str(row["site"]),
-        role=Role(row["role"]),
-        op=str(row["op"]),
-        node=str(row["node"]),
+        site=site,
+        role=Role(role),
+        op=_word(row, "op", where),
+        node=_word(row, "node", where),
         scheme=scheme,
-        range_rule=None if scheme is None else (row.get("range") or "minmax"),
-        rounder=None if scheme is None else row.get("rounder"),
-        reason=str(row.get("reason", "")),
+        range_rule=_optional_word(row, "range", where) if scheme else None,
+        rounder=_optional_word(row, "rounder", where) if scheme else None,
+        reason=_optional_word(row, "reason", where) or "",
     )

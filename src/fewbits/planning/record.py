@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import final
 
 
@@ -34,5 +35,6 @@ class Record:
     conditions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Returns the record as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        """Returns the record as one line of JSON; a value that is not finite is null, because JSON has no NaN."""
+        row = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in asdict(self).items()}
+        return json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False)
