@@ -107,7 +107,7 @@ def affine(low: float, high: float, fmt: Int) -> QParams:
 @given(RANGES, WIDTHS, st.integers(0, 2**32 - 1))
 def test_inside_the_range_the_error_is_half_a_step_and_zero_is_exact(ends, fmt, seed):
     # N12. The quotient q is rounded to float32 (q EPSILON steps), and so is the product (as much again); the range
-    # itself may be short by half a step at one end, where values saturate, and by 2**bits EPSILON for the rounded scale.
+    # itself may be short by half a step at one end, where values saturate, and by 2**bits EPSILON (the scale).
     low, high = ends
     values = np.random.default_rng(seed).uniform(min(low, 0), max(high, 0), 64).astype(np.float32)
     values[:3] = low, high, 0.0
@@ -219,7 +219,7 @@ def test_nan_and_infinity_are_refused_with_count_and_first_index(bad):
     with pytest.raises(NumericsError, match=r"2 NaN or infinite values, the first at index \[1, 0, 2\]") as caught:
         quantize(values, params(1.0))
     assert caught.value.slug == "nonfinite-values"
-    with pytest.raises(NumericsError, match="'conv.weight' holds"):
+    with pytest.raises(NumericsError, match=r"'conv\.weight' holds"):
         refuse_nonfinite(values, where="'conv.weight'")
 
 
