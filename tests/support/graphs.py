@@ -287,6 +287,9 @@ class Bench:
         self.folder = folder
         self.flow = flow
 
+    def examples(self, arrays: Mapping[str, np.ndarray]) -> Examples:
+        return Examples(arrays)
+
     def open(self, net: Net | onnx.ModelProto, name: str = "net.onnx") -> OnnxModel:
         proto = net.model() if isinstance(net, Net) else net
         path = self.folder / name

@@ -75,18 +75,28 @@ class MendNames(CountingPass):
 
 
 @final
-class DropInference(CountingPass):
-    """Removes Dropout, which does nothing when a model is run. Ensures: none is left whose mask is unread."""
+class DropCopies(CountingPass):
+    """Removes Identity, and Dropout, which does nothing when a model is run; names of inputs and outputs stay.
+
+    Ensures: those left write a mask that is read, or are all that tells an output from another tensor with a name.
+    """
+
+    def _source(self, node: ir.Node) -> ir.Value | None:
+        if node.op_type not in ("Identity", "Dropout") or not is_standard(node):
+            return None
+        training = constant_of(node.inputs[2]) if len(node.inputs) > 2 else np.array(False)
+        masks = any(out.uses() or out.is_graph_output() for out in node.outputs[1:])
+        source = node.inputs[0]
+        if source is None or masks or training is None or bool(training):
+            return None
+        named = source.is_graph_output() or source.is_graph_input() or source.is_initializer()
+        return None if node.outputs[0].is_graph_output() and named else source
 
     def rewrite(self, graph: ir.Graph) -> int:
         count = 0
         for node in list(graph):
-            training = constant_of(node.inputs[2]) if len(node.inputs) > 2 else np.array(False)
-            masks = any(out.uses() or out.is_graph_output() for out in node.outputs[1:])
-            source = node.inputs[0] if node.op_type == "Dropout" and is_standard(node) else None
-            if source is None or masks or training is None or bool(training) or source.is_graph_input():
-                continue
-            if node.outputs[0].is_graph_output() and source.is_graph_output():
+            source = self._source(node)
+            if source is None:
                 continue
             if node.outputs[0].is_graph_output():
                 bypass(node, source)
@@ -95,6 +105,10 @@ class DropInference(CountingPass):
                 graph.remove(node, safe=True)
             count += 1
         return count
+
+    def ensures(self, model: ir.Model) -> None:
+        if any(self._source(node) is not None for node in model.graph):
+            raise PostconditionError("a copy is left")
 
 
 @final
@@ -217,8 +231,7 @@ def canonical_passes() -> tuple[tuple[str, Any], ...]:
         ("lift_constants", common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
         ("initializers_from_inputs", common.RemoveInitializersFromInputsPass()),
         ("sort", common.TopologicalSortPass()),
-        ("drop_identities", common.IdentityEliminationPass()),
-        ("drop_dropout", DropInference()),
+        ("drop_copies", DropCopies()),
         ("infer_shapes", common.ShapeInferencePass()),
         ("fold_constants", FoldConstants()),
         ("infer_shapes_of_folded", common.ShapeInferencePass()),
