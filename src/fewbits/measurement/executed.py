@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import final
@@ -17,7 +16,9 @@ _BYTES = {
     "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1,
 }  # fmt: skip
 # Endings that ONNX Runtime's optimizer puts behind a node's name.
-_ENDINGS = ("_nchwc", "_nhwc", "_quant", "_token")
+_ENDINGS = ("_nchwc", "_nhwc", "_quant", "_token", "_pre_q")
+# Operators that it fuses into the one before.
+_FUSED_BEHIND = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add"}
 
 
 @final
@@ -61,6 +62,12 @@ class ExecutedGraph:
         return dict(Counter(node.op for node in self.nodes).most_common())
 
     @property
+    def by_dtype(self) -> dict[str, int]:
+        """Executed nodes by the element type of what they read first, most frequent first."""
+        kinds = ((node.inputs or node.outputs or (("none", ()),))[0][0] for node in self.nodes)
+        return dict(Counter("float32" if kind == "float" else kind for kind in kinds).most_common())
+
+    @property
     def by_numbers(self) -> dict[str, int]:
         """Executed nodes by the numbers they ran in."""
         return dict(Counter(node.numbers.value for node in self.nodes).most_common())
@@ -73,18 +80,26 @@ class ExecutedGraph:
         )
 
 
-def read_executed(nodes: tuple[ExecutedNode, ...], placement: Placement | None) -> ExecutedGraph:
-    """Returns the executed graph with its float islands named by the placement's rules; none for a float model."""
-    islands = () if placement is None else tuple(_islands(nodes, placement))
+def read_executed(
+    nodes: tuple[ExecutedNode, ...], placement: Placement | None, graph: GraphView | None = None
+) -> ExecutedGraph:
+    """Returns the executed graph with its float islands named by the placement's rules.
+
+    Args:
+      nodes: As executed.
+      placement: Of the quantized file; None for a float model, which has no islands.
+      graph: The model, by which nodes are found again that the runtime has renamed.
+    """
+    islands = () if placement is None else tuple(_islands(nodes, placement, graph))
     return ExecutedGraph(nodes=nodes, islands=islands)
 
 
-def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement) -> list[FloatIsland]:
+def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement, graph: GraphView | None) -> list[FloatIsland]:
     found = []
     for node in nodes:
         if node.numbers is not Numbers.FLOAT:
             continue
-        name = _plain_name(node.name, placement.kept_float)
+        name = _model_name(node, placement, graph)
         reason = placement.kept_float.get(name)
         if reason is not None:
             found.append(FloatIsland(node=name, op=node.op, rule=reason.slug, why=reason.text))
@@ -97,15 +112,22 @@ def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement) -> list[Floa
     return found
 
 
-def _plain_name(name: str, known: Mapping[str, object]) -> str:
-    """Returns the model's name of a node that the optimizer renamed."""
-    if name in known:
-        return name
-    for ending in _ENDINGS:
-        base = name.split(ending)[0]
-        if base in known:
-            return base
-    return name
+def _model_name(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> str:
+    """Returns the model's name of a node that the optimizer renamed, or named after the tensor that it writes."""
+    base = node.name
+    known = {*placement.kept_float, *placement.integer}
+    for ending in ("", *_ENDINGS):
+        base = base.split(ending)[0] if ending else base
+        if base in known or graph is None:
+            if base in known:
+                return base
+            continue
+        writer = graph.producer.get(base)
+        while writer is not None:  # a fused node bears the name of its last tensor: look back for its first operator
+            if writer.op == node.op.split(".")[-1].removeprefix("Fused"):
+                return writer.name
+            writer = graph.producer.get(writer.inputs[0]) if writer.op in _FUSED_BEHIND else None
+    return base if base in known else node.name
 
 
 def count_macs(graph: GraphView) -> dict[str, int]:

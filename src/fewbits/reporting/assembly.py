@@ -157,7 +157,7 @@ def _executed(run: Finished) -> schema.Executed:
     return schema.Executed(
         integer_nodes=executed.count(Numbers.INTEGER),
         float_nodes=executed.count(Numbers.FLOAT),
-        by_dtype=executed.by_numbers,
+        by_dtype=executed.by_dtype,
         kernels=executed.kernels,
         islands=tuple(
             schema.Island(node=island.node, op=island.op, rule=island.rule, repaired=False, why=island.why)

@@ -8,7 +8,6 @@ from typing import final
 
 import numpy as np
 
-from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.calibration.histogram import Histogram
 from fewbits.calibration.statistics import Statistics
 from fewbits.export import EXPORTERS
@@ -17,6 +16,7 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.planning.plan import Plan
+from fewbits.planning.site import Role
 from fewbits.targets.base import Target
 
 
@@ -112,10 +112,8 @@ def activation_sqnr(value: QParams, histogram: Histogram) -> float | None:
 
 
 def activation_sites(plan: Plan) -> tuple[str, ...]:
-    """Returns the activation sites whose statistics a plan needs: those that have parameters of their own."""
-    members = {link.member for link in plan.links}
-    named = [d.site for d in plan.quantized if d.role.value == "activation" and d.site not in members]
-    for decision in plan.quantized:
-        if decision.range_rule is not None:
-            parse_range_rule(decision.range_rule)
-    return tuple(named)
+    """Returns the activation sites whose statistics a plan may need.
+
+    Linked sites too: when the node behind which their root lies goes back to float, they stand on their own.
+    """
+    return tuple(d.site for d in plan.quantized if d.role is Role.ACTIVATION)

@@ -297,6 +297,7 @@ def finish(prepared: Prepared) -> Finished:
         executed = read_executed(
             RUNTIMES[target.runtime].executed(handed, options, feeds),
             None if float_reason is not None else _placement_of(prepared, candidate),
+            model.view,
         )
         float_executed = read_executed(RUNTIMES[target.runtime].executed(files[0], options, feeds), None)
         golden = make_golden(handed, feeds, options, seed=request.seed)
