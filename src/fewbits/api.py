@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Data = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Callable[[], Any]
 Progress = Callable[[str, int, int], None]
+Notice = Callable[[str], None]
 
 DEFAULT_MAX_DROP = "1%"
 MODEL_FILE = "model.onnx"
@@ -126,6 +127,10 @@ def _silent(stage: str, done: int, total: int) -> None:
     return None
 
 
+def _unheard(warning: str) -> None:
+    return None
+
+
 def quantize(
     model: str | os.PathLike[str],
     *,
@@ -145,6 +150,7 @@ def quantize(
     allow_slower: bool = False,
     jobs: int = 1,
     progress: Progress = _silent,
+    notice: Notice = _unheard,
 ) -> Result:
     """Returns the smallest, fastest model that keeps the budget, with the evidence.
 
@@ -167,6 +173,7 @@ def quantize(
       allow_slower: Hand over a quantized file even if it is slower than float.
       jobs: Calibration shards in work at a time; the result is the same for any number.
       progress: Called with (stage, done, total).
+      notice: Called with each warning that is known before work starts; all of them are in the report too.
     Raises: FewbitsError; see docs/messages.md for every slug.
     """
     from fewbits.search.job import Request, run
@@ -192,6 +199,7 @@ def quantize(
         allow_slower=allow_slower,
         jobs=jobs,
         progress=progress,
+        notice=notice,
     )
     return Result(run=run(request), inputs=_paths(model, data, eval, plan))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -27,8 +28,19 @@ _VERBS = {
 }
 
 
+class _PassedOn(Exception):  # noqa: N818 - no error of its own: it carries one past click
+    """Carries an exception that click would judge for itself; the cause is the exception."""
+
+
 class _Verbs(click.Group):
     """A group whose verbs are imported when they are run, so that ``--help`` answers at once."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        # Click takes an EOFError (a file that ends too soon) for Ctrl-C, and prints an empty line for the latter.
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as error:
+            raise _PassedOn from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -66,24 +78,27 @@ def group() -> None:
 
 
 def _refuse(message: str, code: Exit) -> NoReturn:
+    from fewbits.cli._common import close_stdout
     from fewbits.reporting.text import clean, fold
 
+    close_stdout()
     line = fold(clean(f"fewbits: {message}"), sys.stderr.encoding or "ascii")
-    try:
+    with contextlib.suppress(OSError):  # nobody is listening; the exit code says it all
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except OSError:
-        pass  # nobody is listening; the exit code says it all
     sys.exit(int(code))
 
 
 def main() -> None:
     """Runs the command line; every refusal is one line on stderr and an exit code of the contract."""
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
+    _open_missing_streams()
     try:
-        code = group.main(prog_name="fewbits", standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(int(code) if isinstance(code, int) else 0)
+        try:
+            code = group.main(prog_name="fewbits", standalone_mode=False)
+        except _PassedOn as carrier:
+            raise carrier.__cause__ or carrier from None
+        _finish(int(code) if isinstance(code, int) else 0)
     except FewbitsError as error:
         if verbose:
             _traceback()
@@ -92,14 +107,12 @@ def main() -> None:
         sys.stderr.write(error.format_message() + "\n")
         sys.exit(int(Exit.USAGE))
     except click.ClickException as error:
-        _refuse(f"{error.format_message()}; see 'fewbits --help' [usage]", Exit.USAGE)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        verb = f" {context.info_name}" if context is not None and context.parent is not None else ""
+        text = " ".join(error.format_message().split()).rstrip(".")
+        _refuse(f"{text}; see 'fewbits{verb} --help' [usage]", Exit.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        _refuse("interrupted, nothing was written [interrupted]", Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; what was asked for is done or was never wanted. Keep the interpreter from
-        # failing once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _refuse("interrupted; nothing was written [interrupted]", Exit.INTERRUPTED)
     except MemoryError:
         _refuse("out of memory; use fewer --jobs, or a machine with more [out-of-memory]", Exit.RESOURCE)
     except OSError as error:
@@ -111,6 +124,23 @@ def main() -> None:
             _traceback()
         name = type(error).__name__
         _refuse(f"internal error: {name}: {error}; run again with -v and report it [internal]", Exit.INTERNAL)
+
+
+def _open_missing_streams() -> None:
+    """Gives a process that was started with closed streams (``>&-``) streams that swallow what is written."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+
+
+def _finish(code: int) -> NoReturn:
+    from fewbits.cli._common import silence_stdout
+
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone; the work is done, and its code still counts
+        silence_stdout()
+    sys.exit(code)
 
 
 def _traceback() -> None:

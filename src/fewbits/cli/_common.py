@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -41,17 +42,24 @@ def job_options(function: Function) -> Function:
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
             click.option(
                 "--effort",
-                type=click.Choice(["fast", "balanced", "best"]),
+                metavar="fast|balanced|best",
                 default="balanced",
                 show_default=True,
                 help="How much is tried.",
             ),
-            click.option("--time-budget", metavar="10m", help="End the search by then with the best so far."),
+            click.option("--time-budget", metavar="10m", help="End the search after that with the best so far."),
             click.option("--labels-key", default="labels", show_default=True, help="Name of the labels in an .npz."),
             click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first."),
             click.option("--allow-slower", is_flag=True, help="Hand over a quantized file even if float is faster."),
-            click.option("--seed", default=0, show_default=True, help="Of all randomness."),
-            click.option("--jobs", default=1, show_default=True, help="Calibration shards in work at a time."),
+            click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of all randomness."),
+            click.option(
+                "--jobs",
+                metavar="N",
+                type=int,
+                default=1,
+                show_default=True,
+                help="Calibration shards in work at a time; the result is the same for any number.",
+            ),
         ]
     ):
         function = decorate(function)
@@ -109,49 +117,81 @@ def progress_line(quiet: bool) -> Iterator[Progress]:
         yield show
 
 
+def silence_stdout() -> None:
+    """Lets stdout lead nowhere from now on; what is still in its buffer goes there too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def close_stdout() -> None:
+    """Flushes stdout; where that fails, keeps the interpreter from failing once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
+
+
+def write_out(text: str) -> None:
+    """Writes to stdout; a reader who has gone (``| head``) stops the printing, not the work and its exit code."""
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        silence_stdout()
+
+
 def say(lines: str | list[str]) -> None:
     """Prints to stdout what its encoding can show; names of strangers are cleaned of control characters."""
     from fewbits.reporting.text import clean, fold
 
     for line in [lines] if isinstance(lines, str) else lines:
-        sys.stdout.write(fold(clean(line), sys.stdout.encoding or "ascii") + "\n")
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        write_out((indent + fold(clean(line), sys.stdout.encoding or "ascii")).rstrip() + "\n")
 
 
 def note(line: str) -> None:
     """Prints a remark to stderr."""
     from fewbits.reporting.text import clean, fold
 
-    sys.stderr.write(fold(clean(line), sys.stderr.encoding or "ascii") + "\n")
+    with suppress(OSError):  # a remark that nobody reads is no reason to stop
+        sys.stderr.write(fold(clean(line), sys.stderr.encoding or "ascii") + "\n")
+
+
+def notices(quiet: bool) -> Callable[[str], None]:
+    """Returns what prints a warning to stderr the moment it is known, before the work that it is about."""
+    return (lambda warning: None) if quiet else (lambda warning: note(f"note: {warning}"))
 
 
 def say_json(document: Any) -> None:
     """Prints one JSON document to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False, default=str) + "\n")
+    write_out(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False, default=str) + "\n")
+
+
+def _scaled(count: float, units: Sequence[str]) -> str:
+    """Returns three digits and the unit: 999.7 of a unit is 1 of the next, never "1e+03"."""
+    for unit in units[:-1]:
+        if float(f"{count:.3g}") < 1000:
+            return f"{count:.3g} {unit}".rstrip()
+        count /= 1000
+    return f"{count:.3g} {units[-1]}" if count < 1000 else f"{count:.0f} {units[-1]}"
 
 
 def human_bytes(count: float) -> str:
     """Returns bytes in words.
 
-    >>> human_bytes(1234567)
-    '1.23 MB'
+    >>> human_bytes(1234567), human_bytes(999_999), human_bytes(12)
+    ('1.23 MB', '1 MB', '12 B')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError("the loop returns")
+    return _scaled(count, ("B", "kB", "MB", "GB"))
 
 
 def human_count(count: float) -> str:
     """Returns a count in words.
 
-    >>> human_count(12_300_000)
-    '12.3 million'
+    >>> human_count(12_300_000), human_count(999_999), human_count(12)
+    ('12.3 million', '1 million', '12')
     """
-    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if count >= size:
-            return f"{count / size:.3g} {word}"
-    return f"{count:.0f}"
+    return _scaled(count, ("", "thousand", "million", "billion"))
 
 
 def table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...]) -> list[str]:

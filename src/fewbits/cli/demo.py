@@ -36,7 +36,7 @@ def command(output: str, as_json: bool, quiet: bool, verbose: bool) -> int:
         with OutputFolder(folder, overwrite=True) as out, progress_line(quiet) as progress:
             result = quantize(model, data=data, max_drop=_BUDGET, progress=progress)
             result.write(out)
-    show(result, folder, as_json=as_json, quiet=quiet)
-    if not as_json:
+    show(result, folder, as_json=as_json)
+    if not as_json and not quiet:
         note(f"open {folder / 'report.html'} in a browser; load {folder / 'model.onnx'} in onnxruntime")
     return int(result.exit_code)

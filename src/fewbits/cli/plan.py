@@ -11,6 +11,7 @@ from fewbits.cli._common import (
     human_bytes,
     job_options,
     note,
+    notices,
     output_options,
     parse_duration,
     progress_line,
@@ -24,6 +25,7 @@ from fewbits.cli._common import (
 @click.option("-o", "--output", metavar="FILE", help="Write the plan there.")
 @click.option("--search", is_flag=True, help="Run the search and write the final plan.")
 @job_options
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @output_options
 def command(
     model: str,
@@ -34,6 +36,7 @@ def command(
     plan_file: str | None,
     time_budget: str | None,
     max_drop: str | None,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -41,8 +44,12 @@ def command(
 ) -> int:
     """Forecast what quantizing MODEL would do and take: memory, disk, time, and the examples that the budget needs."""
     from fewbits._base.errors import UsageError
+    from fewbits._base.files import write_atomic
     from fewbits.api import DEFAULT_MAX_DROP, plan, quantize
 
+    place = output or ("plan.json" if search else None)
+    if place is not None:
+        _refuse_place(place, inputs=(model, data, evaluation, plan_file), overwrite=overwrite)
     if search:
         with progress_line(quiet) as progress:
             result = quantize(
@@ -53,18 +60,32 @@ def command(
                 max_drop=max_drop,
                 time_budget=parse_duration(time_budget),
                 progress=progress,
+                notice=notices(quiet),
                 **options,
             )
-        _write(output or "plan.json", result.plan.to_json(), model=model)
-        say(f"{result.report.headline}")
-        say(f"plan: {output or 'plan.json'}")
+        assert place is not None
+        write_atomic(place, result.plan.to_json().encode())
+        if as_json:
+            say_json(
+                {
+                    "schema_version": 1,
+                    "plan": place,
+                    "verdict": result.verdict,
+                    "headline": result.report.headline,
+                    "sites": len(result.plan.quantized),
+                    "warnings": result.report.warnings,
+                }
+            )
+        else:
+            say(result.report.headline)
+            say(f"plan: {place}")
         return int(result.exit_code)
     if options["scheme"] is not None or plan_file is not None:
         raise UsageError("a forecast needs no --scheme and no --plan; leave them out", slug="options")
     kept = {key: options[key] for key in ("confidence", "target", "effort", "seed")}
     found = plan(model, data=data, max_drop=max_drop or DEFAULT_MAX_DROP, **kept)
-    if output is not None:
-        _write(output, found.plan.to_json(), model=model)
+    if place is not None:
+        write_atomic(place, found.plan.to_json().encode())
     if as_json:
         fields = {k: getattr(found, k) for k in found.__dataclass_fields__ if k != "plan"}
         say_json({"schema_version": 1, **fields, "sites": len(found.plan.quantized)})
@@ -86,12 +107,17 @@ def command(
     return 0
 
 
-def _write(path: str, text: str, *, model: str) -> None:
+def _refuse_place(place: str, *, inputs: tuple[str | None, ...], overwrite: bool) -> None:
+    """Refuses, before any work, a place for the plan that is an input, or holds something that was not given up."""
     from pathlib import Path
 
     from fewbits._base.errors import UsageError
-    from fewbits._base.files import write_atomic
 
-    if Path(path).resolve() == Path(model).resolve():
-        raise UsageError(f"the plan would replace the model {model}; choose another -o", slug="output-is-input")
-    write_atomic(path, text.encode())
+    path = Path(place)
+    for name in filter(None, inputs):
+        if path.resolve() == Path(name).resolve():
+            raise UsageError(f"the plan would replace the input {name!r}; choose another -o", slug="output-is-input")
+    if path.is_dir():
+        raise UsageError(f"{place!r} is a folder; name a file, such as {place}/plan.json", slug="output-foreign")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{place!r} exists; choose another -o or pass --overwrite", slug="output-exists")

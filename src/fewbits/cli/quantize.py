@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fewbits.cli._common import MODEL, job_options, note, output_options, parse_duration, progress_line, say
+from fewbits.cli._common import (
+    MODEL,
+    job_options,
+    notices,
+    output_options,
+    parse_duration,
+    progress_line,
+    say,
+    write_out,
+)
 
 
 @click.command("quantize")
@@ -49,23 +57,20 @@ def command(
             plan=plan_file,
             time_budget=parse_duration(time_budget),
             progress=progress,
+            notice=notices(quiet),
             **options,
         )
         result.write(out)
-    show(result, Path(output), as_json=as_json, quiet=quiet)
+    show(result, Path(output), as_json=as_json)
     return int(result.exit_code)
 
 
-def show(result: Any, folder: Path, *, as_json: bool, quiet: bool) -> None:
+def show(result: Any, folder: Path, *, as_json: bool) -> None:
     """Prints a saved result: its report as JSON, or the summary."""
     from fewbits.reporting.schema import to_json
     from fewbits.reporting.terminal import summary_lines
 
     if as_json:
-        sys.stdout.write(to_json(result.report))
-        return
-    encoding = sys.stdout.encoding or "ascii"
-    say(summary_lines(result.report, place=str(folder / "report.html"), encoding=encoding))
-    if not quiet:
-        for warning in result.report.warnings:
-            note(f"note: {warning}")
+        write_out(to_json(result.report))
+    else:
+        say(summary_lines(result.report, place=str(folder / "report.html")))

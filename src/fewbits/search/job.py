@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -48,6 +48,10 @@ from fewbits.targets.placement import Placement, place
 _REASONS_SHOWN = 5
 
 
+def unheard(warning: str) -> None:
+    """Takes a warning and tells nobody; it still stands in the report."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -73,6 +77,7 @@ class Request:
       threads: Threads of the measured sessions.
       latency_seconds: How long the latency measurement takes.
       progress: Told of each step.
+      notice: Told of each warning before the work that it is about.
     """
 
     model: str
@@ -94,6 +99,7 @@ class Request:
     threads: int = 1
     latency_seconds: float = 5.0
     progress: Progress = silent
+    notice: Callable[[str], None] = unheard
 
     @property
     def searches(self) -> bool:
@@ -257,7 +263,10 @@ def _budget_warnings(request: Request, metric: Metric, examples: int) -> tuple[s
 
 def run(request: Request) -> Finished:
     """Returns the measured result of a request."""
-    return finish(prepare(request))
+    prepared = prepare(request)
+    for warning in prepared.warnings:
+        request.notice(warning)
+    return finish(prepared)
 
 
 def finish(prepared: Prepared) -> Finished:
