@@ -11,9 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fewbits.algorithms.kernel_limits import pair_scale, scale_for_bias
 from fewbits.algorithms.ranges import RANGE_RULES
 from fewbits.calibration.statistics import NOTHING
-from fewbits.flow import _bias, pair_scale, scale_for_bias, stream
+from fewbits.flow import _bias, stream
 from fewbits.models.onnx.opening import open_model
 from fewbits.numerics import oracle
 from fewbits.numerics.format import Int
@@ -158,7 +159,6 @@ def test_bias_codes_are_the_exactly_rounded_quotients(bias, scale):
     assert int(codes[0]) == oracle.round_half_even(Fraction(float(np.float32(bias))) / Fraction(scale))
 
 
-@pytest.mark.xfail(strict=True, reason="scale_for_bias bounds the weight scale, not its product with the activation's")
 @pytest.mark.parametrize(
     ("amax", "activation", "bias"),
     [(1e-30, 1e-12, 0.0), (1e-38, MIN_SCALE, 0.0), (1e-36, 1e-3, 0.0), (1.0, MIN_SCALE, 1e12)],
@@ -227,7 +227,6 @@ def test_the_same_inputs_give_the_same_bits(net, tmp_path):
     assert all(one[name].same(other[name]) for name in one)
 
 
-@pytest.mark.xfail(strict=True, reason="scale_for_bias returns a scale a channel whatever the granularity")
 def test_an_edit_to_a_per_tensor_weight_is_carried_out(net, tmp_path):
     # One scale for all channels: it must be the largest that any bias needs.
     _, _, values = quantized(net, tmp_path, "ort-cpu:vnni", edit={"w": "int8 per-tensor symmetric"})
@@ -235,7 +234,6 @@ def test_an_edit_to_a_per_tensor_weight_is_carried_out(net, tmp_path):
     assert np.abs(np.asarray(values["b"].codes).astype(np.int64)).max() <= 2**30 + 129
 
 
-@pytest.mark.xfail(strict=True, reason="nothing bounds the sum of a channel's products")
 def test_the_accumulator_of_a_long_layer_cannot_overflow(net, tmp_path):
     # N18: 70,000 products of 127 and 255 are 2.27e9, beyond int32.
     n = net(seed=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits._base.errors import TargetError, UsageError
+from fewbits.algorithms.kernel_limits import accumulator_scale, pair_scale, scale_for_bias
 from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.algorithms.rounders import ROUNDERS
 from fewbits.calibration.histogram import histogram_of
@@ -18,10 +19,11 @@ from fewbits.datasets.checks import check_values
 from fewbits.models.onnx.feeding import fixed_batch, model_batches, real_rows, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, quantize
-from fewbits.numerics.scaling import MIN_SCALE, affine_from_amax, choose_affine
+from fewbits.numerics.scaling import affine_from_amax, choose_affine
 from fewbits.planning.plan import Decision, Plan
-from fewbits.planning.site import GraphView, Role, Site
+from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.targets.base import OpRule, Target
@@ -31,11 +33,6 @@ if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
 
 Progress = Callable[[str, int, int], None]
-
-# A bias code above this leaves less than half of the int32 accumulator to the products.
-_MAX_BIAS_CODE = 2.0**30
-# Bits with which a channel without weights still tells its bias.
-_BARE_BIAS_CODE = 2.0**20
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -56,7 +53,7 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
                 slug="plan-other-model",
             )
         if not decision.is_float:
-            _check_decision(decision, target)
+            _check_decision(decision, target, model.view.by_name.get(decision.node))
     quantized = {d.site for d in plan.quantized}
     integer = integer_nodes(model.view, target, quantized)
     running = set(integer)
@@ -68,7 +65,10 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
         if lame is None:
             continue
         rule = candidate(lame, model.view, target)
-        missing = _missing(lame.outputs[0], rule, lame.inputs, quantized) if isinstance(rule, OpRule) else rule.text
+        missing = rule.text
+        if isinstance(rule, OpRule):
+            lacking = [name for name in _wanted(lame, model.view, plan) if name not in quantized]
+            missing = f"not quantized: {', '.join(repr(name) for name in lacking[:3])}"
         raise TargetError(
             f"the plan quantizes {decision.site!r}, but {lame.label} {lame.name!r} cannot run in integers on "
             f"{target.full_name}: {missing}; set the site to 'float' too, or quantize what is missing",
@@ -77,30 +77,43 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
     return integer
 
 
-def _missing(output: str, rule: OpRule, inputs: tuple[str, ...], quantized: set[str]) -> str:
-    lacking = [name for i, name in enumerate(inputs) if name and name not in quantized]
-    return f"not quantized: {', '.join(repr(name) for name in (*lacking, output)[:3])}"
+def _wanted(op: OpView, view: GraphView, plan: Plan) -> list[str]:
+    """Returns the sites of the plan around a node; behind a clip that saturation does, the site is the clip's output."""
+    sites = plan.by_site()
+    output = op.outputs[0]
+    behind = [name for reader in view.consumers.get(output, ()) for name in reader.outputs]
+    around = [*op.inputs, *([output] if output in sites else behind)]
+    return [name for name in around if name in sites] or [output]
 
 
-def _check_decision(decision: Decision, target: Target) -> None:
+def _check_decision(decision: Decision, target: Target, op: OpView | None) -> None:
     assert decision.scheme is not None
     if decision.range_rule is not None:
         parse_range_rule(decision.range_rule)
     if decision.rounder is not None and decision.rounder not in ROUNDERS:
         ROUNDERS[decision.rounder]
-    fmt = decision.scheme.format
-    variant = target.variant
-    allowed = {
-        Role.ACTIVATION: (variant.activation,),
-        Role.CONSTANT: (variant.activation,),
-        Role.WEIGHT: (variant.weight,),
-        Role.BIAS: (Int(bits=32, signed=True),),
-    }[decision.role]
-    if fmt not in allowed:
-        names = " or ".join(f.name for f in allowed)
+    scheme, variant = decision.scheme, target.variant
+    formats = {
+        Role.ACTIVATION: variant.activation,
+        Role.CONSTANT: variant.activation,
+        Role.WEIGHT: variant.weight,
+        Role.BIAS: Int(bits=32, signed=True),
+    }
+    wanted = formats[decision.role]
+    if scheme.format != wanted:
         raise TargetError(
-            f"{target.full_name} runs {decision.role.value} {decision.site!r} as {names}, not {fmt.name}; "
-            f"write {names} or 'float'",
+            f"{target.full_name} runs {decision.role.value} {decision.site!r} as {wanted.name}, not "
+            f"{scheme.format.name}; write {wanted.name} or 'float'",
+            slug="format-not-legal",
+        )
+    flows = decision.role in (Role.ACTIVATION, Role.CONSTANT)
+    axis = target.rules[decision.op].axis(op) if decision.role is Role.WEIGHT and op is not None else 0
+    legal = (PerTensor(),) if flows else (PerTensor(), PerChannel(axis))
+    if scheme.granularity not in legal or (not flows and not scheme.symmetric):
+        names = " or ".join(g.name for g in legal) + ("" if flows else ", symmetric")
+        raise TargetError(
+            f"{target.full_name} takes {decision.role.value} {decision.site!r} {names}, not "
+            f"{scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that or 'float'",
             slug="format-not-legal",
         )
 
@@ -228,10 +241,11 @@ def _constant(decision: Decision, values: np.ndarray) -> QTensor:
     assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
     rule, parameter = parse_range_rule(decision.range_rule or "minmax")
     fmt = decision.scheme.format
-    low, high = rule.from_histogram(
-        histogram_of(values, where=f"constant {decision.site!r}"), fmt, symmetric=False, parameter=parameter
-    )
-    scale, zero = choose_affine(np.asarray(low), np.asarray(high), fmt)
+    symmetric = decision.scheme.symmetric
+    seen = histogram_of(values, where=f"constant {decision.site!r}")
+    low, high = rule.from_histogram(seen, fmt, symmetric=symmetric, parameter=parameter)
+    ends = np.asarray(low), np.asarray(high)
+    scale, zero = affine_from_amax(ends[1], fmt) if symmetric else choose_affine(*ends, fmt)
     shape = (1,) * values.ndim
     params = QParams(scheme=decision.scheme, scale=scale.reshape(shape), zero_point=zero.reshape(shape))
     return quantize(values, params)
@@ -241,7 +255,14 @@ def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
     """Returns int32 codes; the quotient in float64, because float32 holds only 24 of the 31 bits."""
     assert decision.scheme is not None
     scale = scale.astype(np.float32)
-    codes = decision.scheme.format.encode(bias.astype(np.float64) / scale.astype(np.float64))
+    quotient = bias.astype(np.float64) / scale.astype(np.float64)
+    if np.abs(quotient).max(initial=0.0) > decision.scheme.format.max_value:
+        raise TargetError(
+            f"bias {decision.site!r} of {decision.node!r} does not fit int32 beside its tiny activations; "
+            "keep the node float (set its sites to 'float' in the plan)",
+            slug="bias-out-of-range",
+        )
+    codes = decision.scheme.format.encode(quotient)
     return QTensor(codes=codes, params=QParams(scheme=decision.scheme, scale=scale, zero_point=np.zeros_like(scale)))
 
 
@@ -253,53 +274,16 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
     groups = scheme.granularity.to_groups(values)
     amax = np.asarray(rule.from_groups(groups, scheme.format, parameter=parameter))
     scale, _ = affine_from_amax(amax, scheme.format)
-    scale = np.asarray(scale, dtype=np.float64)
+    scale = np.maximum(np.asarray(scale, dtype=np.float64), accumulator_scale(groups, target.variant.activation))
     if target.variant.pair_limit is not None:
         scale = np.maximum(scale, pair_scale(groups, target.variant.pair_limit))
     for op in model.view.consumers.get(decision.site, ()):
         op_rule = target.rules[op.op]
         bias = op_rule.bias_input(op)
-        if bias is not None:
-            activation = float(params[op_rule.activation_inputs(op)[0]].scale)
-            scale = scale_for_bias(scale, amax, model.weight(bias), activation)
+        activation = float(params[op_rule.activation_inputs(op)[0]].scale)
+        offsets = np.zeros(1, np.float32) if bias is None else model.weight(bias)
+        scale = scale_for_bias(scale, amax, offsets, activation)
     shape = scheme.granularity.scale_shape(values.shape)
     scale32 = scale.astype(np.float32).reshape(shape)
     params_of = QParams(scheme=scheme, scale=scale32, zero_point=np.zeros_like(scale32))
     return ROUNDERS[decision.rounder or "nearest"].choose(values, params_of)
-
-
-def pair_scale(groups: np.ndarray, limit: int) -> np.ndarray:
-    """Returns the smallest scales with which no two codes of a channel exceed ``limit`` together.
-
-    The two largest magnitudes a >= b of a channel become codes of at most a/s + 1/2 and b/s + 1/2; with
-    s = (a + b) / (limit - 1) they stay within the limit, whichever two the kernel adds at 16 bits.
-
-    Args:
-      groups: [channels, elements].
-      limit: Largest allowed |code_i| + |code_j|.
-    Returns: [channels] float64.
-    """
-    magnitudes = np.abs(groups).astype(np.float64)
-    if magnitudes.shape[1] == 1:
-        return np.asarray(magnitudes[:, 0] / (limit - 1))
-    largest = -np.partition(-magnitudes, 1, axis=1)[:, :2]
-    return np.asarray(largest.sum(axis=1) / (limit - 1))
-
-
-def scale_for_bias(scale: np.ndarray, amax: np.ndarray, bias: np.ndarray, activation_scale: float) -> np.ndarray:
-    """Returns weight scales under which every bias fits its int32 code with the scale activation * weight.
-
-    A channel with tiny weights and a large bias gets a larger scale (its weights then round to fewer codes, which is
-    what they are worth beside the bias); a channel without weights gets a scale that tells its bias to 20 bits.
-
-    Args:
-      scale: [channels] float64.
-      amax: [channels], largest weight magnitude.
-      bias: [channels].
-      activation_scale: Scale of the layer's input.
-    """
-    magnitude = np.abs(bias.astype(np.float64))
-    needed = magnitude / (activation_scale * _MAX_BIAS_CODE)
-    bare = np.maximum(magnitude / (activation_scale * _BARE_BIAS_CODE), MIN_SCALE)
-    fitted = np.maximum(scale, needed)
-    return np.asarray(np.where((amax == 0) & (magnitude > 0), bare, fitted))
