@@ -250,6 +250,7 @@ class Case:
         view = self.model.view
         kept = Counter(view.by_name[name].op for name in self.placement.kept_float)
         budget = sum(count * _RUNS_AS_SEVERAL.get(op, 1) for op, count in kept.items())
+        budget += sum(node.name.endswith("_barrier") for node in self.proto.graph.node)
         if sum(float_ops.values()) > budget:
             found.append(f"{budget} float nodes foretold ({dict(kept)}), ran {dict(float_ops)}")
         enter, leave = self.boundaries()
