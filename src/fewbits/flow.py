@@ -65,10 +65,11 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
         if lame is None:
             continue
         rule = candidate(lame, model.view, target)
-        missing = rule.text
         if isinstance(rule, OpRule):
             lacking = [name for name in _wanted(lame, model.view, plan) if name not in quantized]
             missing = f"not quantized: {', '.join(repr(name) for name in lacking[:3])}"
+        else:
+            missing = rule.text
         raise TargetError(
             f"the plan quantizes {decision.site!r}, but {lame.label} {lame.name!r} cannot run in integers on "
             f"{target.full_name}: {missing}; set the site to 'float' too, or quantize what is missing",
@@ -78,7 +79,7 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
 
 
 def _wanted(op: OpView, view: GraphView, plan: Plan) -> list[str]:
-    """Returns the sites of the plan around a node; behind a clip that saturation does, the site is the clip's output."""
+    """Returns the plan's sites around a node; behind a clip that saturation does, the site is the clip's output."""
     sites = plan.by_site()
     output = op.outputs[0]
     behind = [name for reader in view.consumers.get(output, ()) for name in reader.outputs]

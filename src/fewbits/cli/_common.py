@@ -80,7 +80,7 @@ def parse_duration(text: str | None) -> float | None:
         seconds = float(number) * unit
     except ValueError:
         seconds = -1.0
-    if seconds <= 0:
+    if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--time-budget {text!r} is not a time; write 90s, 10m or 1h")
     return seconds
 

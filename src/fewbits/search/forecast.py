@@ -16,7 +16,7 @@ from fewbits.planning.site import Role
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
 from fewbits.search.job import Request, nothing_to_quantize, prepare, versions
-from fewbits.search.loop import EFFORTS
+from fewbits.search.loop import EFFORTS, check_effort
 from fewbits.targets import resolve_target
 from fewbits.targets.placement import place
 
@@ -66,6 +66,7 @@ def make_forecast(
     model: str, *, data: Any, max_drop: float, confidence: float, target: str, effort: str, seed: int
 ) -> Forecast:
     """Returns the forecast of a run; with data, one calibration shard is timed."""
+    check_effort(effort)
     opened, chosen = open_model(model), resolve_target(target)
     placement = place(opened.view, chosen)
     if not placement.integer:

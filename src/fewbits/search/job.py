@@ -38,7 +38,7 @@ from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan
-from fewbits.search.loop import EFFORTS, BudgetLoop, Task, Trial
+from fewbits.search.loop import BudgetLoop, Task, Trial, check_effort
 from fewbits.search.verdict_data import SHARES, Parts, assign_parts, forecast, loss_bound
 from fewbits.targets import resolve_target
 from fewbits.targets.base import Target
@@ -110,7 +110,19 @@ class Request:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """Everything opened and checked, nothing computed yet."""
+    """Everything opened and checked, nothing computed yet.
+
+    Args:
+      request: What is asked for; with a plan, its target and seed.
+      target: The rules.
+      model: The float model.
+      placement: What could run in integers.
+      metric: How examples are scored.
+      output: Name of the output that holds the answer.
+      parts: Which example plays which part.
+      base: A plan without decisions: seed, split, hashes and versions of this run.
+      warnings: What must be known before work starts.
+    """
 
     request: Request
     target: Target
@@ -119,6 +131,7 @@ class Prepared:
     metric: Metric
     output: str
     parts: Parts
+    base: Plan
     warnings: tuple[str, ...]
 
 
@@ -186,13 +199,15 @@ def versions() -> dict[str, str]:
 
 def prepare(request: Request) -> Prepared:
     """Returns everything opened and checked: each refusal comes before any long work."""
-    if request.effort not in EFFORTS:
-        raise UsageError(f"unknown effort {request.effort!r}; one of: {', '.join(EFFORTS)}", slug="unknown-name")
+    check_effort(request.effort)
+    _check_numbers(request)
     if request.scheme is not None:
         SCHEMES[request.scheme]
     if request.scheme is not None and request.plan is not None:
         raise UsageError("--scheme and --plan exclude each other; the plan already has a scheme a site", slug="options")
-    target = resolve_target(request.plan.target if request.plan is not None else request.target)
+    if request.plan is not None:  # a plan is applied as it is, its target and seed too
+        request = replace(request, target=request.plan.target, seed=request.plan.seed)
+    target = resolve_target(request.target)
     model = open_model(request.model)
     output = score_output(model, request.score_output)
     placement = place(model.view, target)
@@ -212,9 +227,9 @@ def prepare(request: Request) -> Prepared:
         shares = request.plan.split
         if evaluation is None and not shares.get("verdict"):
             shares = SHARES[False, False]
-    seed = request.seed if request.plan is None else request.plan.seed
-    parts = assign_parts(data, evaluation, shares=shares, seed=seed)
-    warnings = (*parts.notes, *_budget_warnings(request, metric, len(parts.verdict)))
+    parts = assign_parts(data, evaluation, shares=shares, seed=request.seed)
+    base = _base_plan(request, target, model, parts)
+    replayed = () if request.plan is None else _replay_notes(request.plan, base)
     return Prepared(
         request=request,
         target=target,
@@ -223,8 +238,20 @@ def prepare(request: Request) -> Prepared:
         metric=metric,
         output=output,
         parts=parts,
-        warnings=warnings,
+        base=base,
+        warnings=(*parts.notes, *replayed, *_budget_warnings(request, metric, len(parts.verdict))),
     )
+
+
+def _check_numbers(request: Request) -> None:
+    """Refuses counts that cannot be meant."""
+    for name, value, least in (("--seed", request.seed, 0), ("--jobs", request.jobs, 1)):
+        if value < least:
+            raise UsageError(f"{name} {value} cannot be meant; write at least {least}", slug="options")
+    if request.time_budget is not None and not 0 < request.time_budget < float("inf"):
+        raise UsageError(
+            f"--time-budget {request.time_budget:g} seconds cannot be meant; write 90s, 10m or 1h", slug="options"
+        )
 
 
 def _open(source: Any, request: Request, model: OnnxModel) -> Dataset:
@@ -273,9 +300,8 @@ def finish(prepared: Prepared) -> Finished:
     """Returns the measured result of what ``prepare`` opened."""
     request, model, target = prepared.request, prepared.model, prepared.target
     clock = _Stages()
-    base = _base_plan(prepared)
     options = Options(threads=request.threads)
-    wanted = draft_plan(model, target, base=base) if request.plan is None else request.plan
+    wanted = draft_plan(model, target, base=prepared.base) if request.plan is None else _renewed(prepared, request.plan)
     with clock.stage("calibration"):
         statistics = observe(
             model,
@@ -286,9 +312,14 @@ def finish(prepared: Prepared) -> Finished:
             progress=request.progress,
         )
     with clock.stage("search"):
-        candidate, trail, notes = _choose(prepared, wanted, statistics, base, options)
+        candidate, trail, notes = _choose(prepared, wanted, statistics, options)
     candidate = _finalize(prepared, candidate, statistics)
-    float_reason = None if candidate.integer else "no mix of integer and float nodes kept the budget"
+    float_reason = None
+    if not candidate.integer:
+        asked = request.plan is not None
+        float_reason = (
+            "the plan keeps every site float" if asked else "no mix of integer and float nodes kept the budget"
+        )
     with tempfile.TemporaryDirectory(prefix="fewbits-run-") as folder:
         files = _write(Path(folder), model.original, candidate.data)
         feeds = _one_example(prepared)
@@ -300,6 +331,7 @@ def finish(prepared: Prepared) -> Finished:
             float_reason = _not_worth_it(performance, files)
         if float_reason is not None:
             performance = performance.of_float()
+            candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
         handed = files[0] if float_reason is not None else files[1]
         with clock.stage("verdict"):
             outcome = _judge(prepared, handed, options)
@@ -354,27 +386,51 @@ class _Stages:
         self.seconds[self._name] = round(time.perf_counter() - self._start, 3)
 
 
-def _base_plan(prepared: Prepared) -> Plan:
-    request, parts = prepared.request, prepared.parts
+def _base_plan(request: Request, target: Target, model: OnnxModel, parts: Parts) -> Plan:
+    judged = {} if parts.verdict_data is parts.data else {"eval": parts.verdict_data.digest()}
     return Plan(
-        target=prepared.target.full_name,
+        target=target.full_name,
         decisions=(),
-        seed=request.seed if request.plan is None else request.plan.seed,
+        seed=request.seed,
         calibration_examples=len(parts.calibration),
         split=dict(parts.shares),
-        hashes={"model": prepared.model.sha256, "data": parts.data.digest()},
+        hashes={"model": model.sha256, "data": parts.data.digest(), **judged},
         versions=versions(),
     )
 
 
+def _renewed(prepared: Prepared, plan: Plan) -> Plan:
+    """Returns a replayed plan with what this run read and used: an output's hashes are those of its own inputs."""
+    base = prepared.base
+    return replace(
+        plan,
+        target=base.target,
+        calibration_examples=base.calibration_examples,
+        split=base.split,
+        hashes=base.hashes,
+        versions=base.versions,
+        transforms=prepared.model.steps,
+    )
+
+
+def _all_float(plan: Plan, reason: str) -> Plan:
+    """Returns the plan of the float model: what is handed over is what the plan says, and replaying it gives that."""
+    decisions = tuple(
+        decision
+        if decision.is_float
+        else replace(decision, scheme=None, range_rule=None, rounder=None, reason=f"float model kept: {reason}")
+        for decision in plan.decisions
+    )
+    return replace(plan, decisions=decisions, links=())
+
+
 def _choose(
-    prepared: Prepared, wanted: Plan, statistics: Statistics, base: Plan, options: Options
+    prepared: Prepared, wanted: Plan, statistics: Statistics, options: Options
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
     """Returns the candidate, the trail to it, and notes for the reader."""
     request, model, target = prepared.request, prepared.model, prepared.target
     if not request.searches:
-        notes = _replay_notes(request.plan, base) if request.plan is not None else ()
-        return build(model, wanted, target, statistics), (), notes
+        return build(model, wanted, target, statistics), (), ()
     parts = prepared.parts
     deadline = None if request.time_budget is None else time.monotonic() + request.time_budget
     confidence, verdict_examples = request.confidence, len(parts.verdict)
@@ -384,7 +440,7 @@ def _choose(
         task = Task(
             model=model,
             target=target,
-            base=base,
+            base=prepared.base,
             statistics=statistics,
             reference=reference,
             bound=lambda outcome: forecast(

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
+from fewbits._base.catalog import nearest
+from fewbits._base.errors import UsageError
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence.paired import PairedBound
 from fewbits.measurement.outcome import Outcome, Progress, Reference
@@ -36,6 +38,14 @@ EFFORTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("percentile:99.9", "mse"),
     ),
 }
+
+
+def check_effort(name: str) -> None:
+    """Raises UsageError(slug="unknown-name") unless there is such an effort."""
+    if name not in EFFORTS:
+        raise UsageError(f"unknown effort {name!r}; {nearest(name, list(EFFORTS))}", slug="unknown-name")
+
+
 # Examples on which single nodes are compared: KL separates them with a few dozen.
 _RANKING_EXAMPLES = 128
 # Nodes that go back to float between two looks at the selection data: one each, until a quarter of all have gone, then
