@@ -370,10 +370,19 @@ def verify(
     *,
     model: str | os.PathLike[str] | None = None,
     data: Data | None = None,
+    labels_key: str = "labels",
+    score_output: str | None = None,
     progress: Progress = _silent,
 ) -> Verification:
     """Returns what holds of an output folder: every hash, the golden outputs, and with model and data the figure.
 
+    Args:
+      folder: The output folder.
+      model: The float model of the run; needs ``data``.
+      data: What the run had as ``eval``, or as ``data`` where it had none.
+      labels_key: As in the run.
+      score_output: As in the run.
+      progress: Called with (stage, done, total).
     Raises: VerificationError naming the first thing that does not hold.
     """
     from fewbits.measurement.golden import replay_golden
@@ -386,7 +395,9 @@ def verify(
     if (model is None) != (data is None):
         raise UsageError("--model and --data go together: give both to measure again, or neither", slug="options")
     if model is not None and data is not None:
-        figure = _measure_again(place, os.fspath(model), data, progress)
+        figure = _measure_again(
+            place, os.fspath(model), data=data, labels_key=labels_key, score_output=score_output, progress=progress
+        )
     files = len(manifest["files"]) + len(manifest["timing_files"])
     return Verification(files=files, golden_equal=replay.equal, same_place=replay.same_place, figure=figure)
 
@@ -398,19 +409,27 @@ def _refuse_mismatches(place: Path, *, ignore: tuple[str, ...] = ()) -> None:
         raise VerificationError(f"{place}: {mismatches[0]}{more}; restore or quantize again", slug="manifest-mismatch")
 
 
-def _measure_again(place: Path, model: str, data: Data, progress: Progress) -> float:
+def _measure_again(
+    place: Path, model: str, *, data: Data, labels_key: str, score_output: str | None, progress: Progress
+) -> float:
     from fewbits.reporting.schema import from_json
     from fewbits.search.comparison import verdict_figure
 
     loaded = from_json((place / "report.json").read_bytes())
-    plan_used = load_plan(place / "plan.json")
     figure = verdict_figure(
-        model, place / MODEL_FILE, data=data, plan=plan_used, metric=loaded.metric.name, progress=progress
+        model,
+        place / MODEL_FILE,
+        data=data,
+        plan=load_plan(place / "plan.json"),
+        metric=loaded.metric.name,
+        labels_key=labels_key,
+        score_output=score_output,
+        progress=progress,
     )
     if loaded.metric.quantized is None or abs(figure - loaded.metric.quantized) > 1e-12:
         raise VerificationError(
             f"{place}: {loaded.metric.name} measured again is {figure:.6g}, the report says "
-            f"{loaded.metric.quantized}; other data, another runtime, or another model",
+            f"{loaded.metric.quantized}; another runtime or CPU, other labels, or a metric that is not the run's",
             slug="figure-differs",
         )
     return figure

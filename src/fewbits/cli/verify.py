@@ -12,14 +12,25 @@ from fewbits.cli._common import output_options, progress_line, say, say_json
 @click.command("verify")
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--model", metavar="FLOAT", help="The float model, to measure again.")
-@click.option("--data", metavar="DATA", help="The data (or --eval data) of the run, to measure again.")
+@click.option("--data", metavar="DATA", help="The --eval data of the run, or its --data, to measure again.")
+@click.option("--labels-key", default="labels", show_default=True, help="As in the run.")
+@click.option("--score-output", metavar="NAME", help="As in the run.")
 @output_options
-def command(out: str, model: str | None, data: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+def command(
+    out: str,
+    model: str | None,
+    data: str | None,
+    labels_key: str,
+    score_output: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Check every hash and the golden outputs of OUT; with FLOAT and DATA, measure its figure again."""
     from fewbits.api import verify
 
     with progress_line(quiet) as progress:
-        found = verify(out, model=model, data=data, progress=progress)
+        found = verify(out, model=model, data=data, labels_key=labels_key, score_output=score_output, progress=progress)
     if as_json:
         say_json({"schema_version": 1, **asdict(found)})
         return 0

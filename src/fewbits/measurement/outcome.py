@@ -86,16 +86,22 @@ class Reference:
         self._metric = metric
         self._output = output
         self._options = options
-        self._folder = Path(tempfile.mkdtemp(prefix="fewbits-reference-"))
+        self._stored: Path | None = None
         self._scores: np.ndarray | None = None
 
     def __enter__(self) -> Self:
+        self._stored = Path(tempfile.mkdtemp(prefix="fewbits-reference-"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _folder(self) -> Path:
+        assert self._stored is not None, "a Reference is used within its with block"
+        return self._stored
 
     @property
     def examples(self) -> int:

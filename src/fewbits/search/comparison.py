@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbits._base.errors import ModelError, VerificationError
 from fewbits.datasets import open_dataset
 from fewbits.datasets.base import Dataset
 from fewbits.datasets.checks import check_against_model
@@ -60,12 +61,28 @@ def _outcome(
     progress: Progress,
 ) -> Outcome:
     output = score_output(model, wanted)
+    if not quantized.is_file():
+        raise ModelError(
+            f"cannot read {quantized}: it is no file; give an .onnx file or an output folder", slug="model-unreadable"
+        )
     with Reference(model, dataset, indices, metric=metric, output=output, options=Options()) as reference:
-        return reference.compare(quantized, progress, stage="second model")
+        reference.prepare(progress, stage="float model")
+        try:
+            return reference.compare(quantized, progress, stage="second model")
+        except ModelError as error:
+            raise ModelError(f"{quantized.name}: {error.message}", slug=error.slug) from error
 
 
 def verdict_figure(
-    model: str, quantized: Path, *, data: Any, plan: Plan, metric: str | None, progress: Progress
+    model: str,
+    quantized: Path,
+    *,
+    data: Any,
+    plan: Plan,
+    metric: str | None,
+    labels_key: str,
+    score_output: str | None,
+    progress: Progress,
 ) -> float:
     """Returns the figure of a file on the examples that its verdict was taken on.
 
@@ -75,12 +92,26 @@ def verdict_figure(
       data: What ``--data`` was; or ``--eval``, where that was given: then all of it is verdict data.
       plan: The file's plan, which knows the split.
       metric: Name of the metric.
+      labels_key: Name of the labels in an .npz.
+      score_output: Name of the output that holds the answer; the first where None.
       progress: Told of each batch.
+    Raises: VerificationError(slug="verify-other-input") if model or data are not those that the verdict was taken on.
     """
-    opened, dataset = _open(model, data, "labels")
+    opened, dataset = _open(model, data, labels_key)
+    judged = "eval" if "eval" in plan.hashes else "data"
+    for kind, found, option in (
+        ("model", opened.sha256, "--model"),
+        (judged, dataset.digest(), f"--data (what was --{judged})"),
+    ):
+        if plan.hashes.get(kind) != found:
+            raise VerificationError(
+                f"{option} has SHA-256 {found[:12]}…, the run had {plan.hashes.get(kind, 'none')[:12]}…: it is another "
+                f"{'model' if kind == 'model' else 'data set'}; give the one of the run",
+                slug="verify-other-input",
+            )
     chosen = resolve_metric(metric, labelled=dataset.has_labels)
-    if plan.split.get("verdict"):
+    if judged == "data":
         indices = assign_parts(dataset, None, shares=plan.split, seed=plan.seed).verdict
     else:
         indices = np.arange(dataset.count)
-    return float(_outcome(opened, quantized, dataset, indices, chosen, None, progress).scores.mean())
+    return float(_outcome(opened, quantized, dataset, indices, chosen, score_output, progress).scores.mean())

@@ -284,7 +284,7 @@ def _budget_warnings(request: Request, metric: Metric, examples: int) -> tuple[s
     needed = examples_needed(request.max_drop, request.confidence)
     return (
         f"{examples} verdict examples cannot show a loss below {100 * smallest:.2g} points, even if no answer changes; "
-        f"the budget of {100 * request.max_drop:.3g} points needs at least {needed} [budget-too-small]",
+        f"the budget of {100 * request.max_drop:.3g} needs at least {needed} [budget-too-small]",
     )
 
 

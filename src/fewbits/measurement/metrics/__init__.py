@@ -41,9 +41,10 @@ def _function(name: str) -> object:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a stranger's module may raise anything when it is imported
         raise UsageError(
-            f"cannot load metric {name!r}: {error}; write MODULE:FUNCTION, the module importable from here",
+            f"cannot load metric {name!r}: {type(error).__name__}: {error}; write MODULE:FUNCTION, the module "
+            "importable from here",
             slug="metric-not-found",
         ) from error
     finally:
