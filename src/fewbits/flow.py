@@ -26,8 +26,8 @@ from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
+from fewbits.targets import candidate, integer_nodes
 from fewbits.targets.base import OpRule, Target
-from fewbits.targets.placement import candidate, integer_nodes
 
 if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
@@ -61,9 +61,9 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
         if decision.role is Role.ACTIVATION:
             continue
         readers = model.view.consumers.get(decision.site, ())
-        lame = next((op for op in readers if op.name not in running), None)
-        if lame is None:
-            continue
+        if not readers or any(op.name in running for op in readers):
+            continue  # a reader kept float keeps the float tensor beside the codes
+        lame = readers[0]
         rule = candidate(lame, model.view, target)
         if isinstance(rule, OpRule):
             lacking = [name for name in _wanted(lame, model.view, plan) if name not in quantized]
@@ -280,8 +280,11 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
         scale = np.maximum(scale, pair_scale(groups, target.variant.pair_limit))
     for op in model.view.consumers.get(decision.site, ()):
         op_rule = target.rules[op.op]
+        source = op_rule.activation_inputs(op)[0]
+        if source not in params:
+            continue  # a reader kept float keeps its float bias
         bias = op_rule.bias_input(op)
-        activation = float(params[op_rule.activation_inputs(op)[0]].scale)
+        activation = float(params[source].scale)
         offsets = np.zeros(1, np.float32) if bias is None else model.weight(bias)
         scale = scale_for_bias(scale, amax, offsets, activation)
     shape = scheme.granularity.scale_shape(values.shape)

@@ -122,8 +122,6 @@ def test_a_name_that_ours_would_take_is_left_to_the_model(net: Any, bench: Any) 
 
 # --- layers kept float --------------------------------------------------------------------------------------------
 
-_SEIZES = "ONNX Runtime quantizes float layers between DQ and Q by itself; the exporter must put a barrier there"
-
 
 def _convs(n: Any, middle: Callable[[str], str] = lambda x: x) -> None:
     x = n.input(IMAGE)
@@ -131,7 +129,6 @@ def _convs(n: Any, middle: Callable[[str], str] = lambda x: x) -> None:
     n.output(n.conv(middle(n.conv(a, 16, 16, name="B")), 16, 16, name="C"))
 
 
-@pytest.mark.xfail(strict=True, reason=_SEIZES)
 @pytest.mark.parametrize("behind", ["nothing", "Relu", "Clip", "MaxPool", "Clip, MaxPool"])
 def test_a_conv_kept_float_runs_in_float(behind: str, net: Any, bench: Any) -> None:
     def middle(x: str) -> str:
@@ -146,7 +143,6 @@ def test_a_conv_kept_float_runs_in_float(behind: str, net: Any, bench: Any) -> N
     assert sum(count for op, count in case.ran(Numbers.FLOAT).items() if "Conv" in op) == 1
 
 
-@pytest.mark.xfail(strict=True, reason=_SEIZES)
 def test_a_gemm_kept_float_runs_in_float(net: Any, bench: Any) -> None:
     n = net()
     x = n.input(("N", 32))
@@ -157,7 +153,6 @@ def test_a_gemm_kept_float_runs_in_float(net: Any, bench: Any) -> None:
     assert sum(count for op, count in case.ran(Numbers.FLOAT).items() if "Gemm" in op) == 1
 
 
-@pytest.mark.xfail(strict=True, reason=_SEIZES)
 def test_a_transposed_conv_keeps_its_float_weight(net: Any, bench: Any) -> None:
     n = net()
     x = n.input(IMAGE)
@@ -179,7 +174,6 @@ def test_convs_kept_float_at_the_ends_run_in_float(kept: str, net: Any, bench: A
     assert not any(node.op_type == "Sum" for node in case.proto.graph.node), "a barrier where none is needed"
 
 
-@pytest.mark.xfail(strict=True, reason="the exporter lets Shape read dequantized values")
 def test_a_shape_reads_codes(net: Any, bench: Any) -> None:
     n = net()
     x = n.input(IMAGE)
@@ -190,7 +184,6 @@ def test_a_shape_reads_codes(net: Any, bench: Any) -> None:
     assert case.ops["DequantizeLinear"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="check_plan refuses a quantized weight that one of its layers reads in float")
 @pytest.mark.parametrize("kept", ["A", "B"])
 def test_one_of_two_layers_with_a_shared_weight_may_stay_float(kept: str, net: Any, bench: Any) -> None:
     n = net()
@@ -203,7 +196,6 @@ def test_one_of_two_layers_with_a_shared_weight_may_stay_float(kept: str, net: A
     assert case.ran(Numbers.FLOAT).total() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the view of a graph does not show what branches read from outside")
 def test_a_tensor_read_inside_a_branch_counts_as_read(net: Any, bench: Any) -> None:
     n = net()
     x, flag = n.input(IMAGE), n.input(("N",), "flag")

@@ -24,9 +24,8 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options
-from fewbits.targets import resolve_target
+from fewbits.targets import Placement, candidate, place, resolve_target
 from fewbits.targets.base import Kind, OpRule, Target
-from fewbits.targets.placement import Placement, candidate, place
 
 OPSET = 17
 # What any opset between 13 and 21 may be written with.

@@ -23,6 +23,17 @@ from fewbits.planning.site import Link, Role, Site
 _PRODUCER = "fewbits"
 # Operators that move codes themselves, because the runtime keeps Q/DQ around them: their fill value input.
 _FILL_INPUT = {"Pad": 2}
+# Layers that ONNX Runtime quantizes by itself, with one scale for the whole weight, wherever it finds them between DQ
+# and Q (WeightBiasQuantization, 1.31): a layer kept float on purpose would run in worse integers than ours.
+_SEIZED = {"Conv", "ConvTranspose", "Gemm"}
+# Operators through which it pushes Q and DQ, or drops beside a Q.
+_SEEN_THROUGH = {
+    "Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand",
+}  # fmt: skip
+# An identity that no optimizer removes: a Sum of one.
+_BARRIER = "Sum"
+# Operators that read the form of a tensor, never its values: codes do as well, and need no DequantizeLinear.
+_READ_FORM = {"Shape", "Size"}
 
 
 @final
@@ -118,7 +129,8 @@ class _QdqSink(Sink):
         if link is not None and self._moves_codes(link):
             codes = self._move_codes(link, zero)
         else:
-            quantizer = ir.node("QuantizeLinear", [old, scale, zero], name=self._name(f"{site.name}_Q"))
+            source = self._shielded(old, site) if self._would_be_seized(old) else old
+            quantizer = ir.node("QuantizeLinear", [source, scale, zero], name=self._name(f"{site.name}_Q"))
             quantizer.outputs[0].name = self._name(f"{site.name}_q")
             self._graph.append(quantizer)
             codes = quantizer.outputs[0]
@@ -128,8 +140,26 @@ class _QdqSink(Sink):
         restored.name = self._name(f"{site.name}_f")
         self._graph.append(restorer)
         for user, index in readers:
-            user.replace_input_with(index, restored)
+            user.replace_input_with(index, codes if user.op_type in _READ_FORM else restored)
         self._take_over_output(old, restored, site)
+
+    def _would_be_seized(self, value: ir.Value) -> bool:
+        """Returns whether a float layer writes a tensor and reads dequantized values, both seen as the runtime does."""
+        layer = _producer(value)
+        if layer is None or layer.op_type not in _SEIZED or layer.name in self._integer:
+            return False
+        weight, source = layer.inputs[1], layer.inputs[0]
+        before = None if source is None else _producer(source)
+        fixed = weight is not None and weight.is_initializer()
+        return fixed and before is not None and before.op_type == "DequantizeLinear"
+
+    def _shielded(self, value: ir.Value, site: Site) -> ir.Value:
+        """Returns a copy of a tensor behind an identity that keeps the runtime from quantizing the layer before it."""
+        barrier = ir.node(_BARRIER, [value], name=self._name(f"{site.name}_barrier"))
+        barrier.doc_string = "Keeps the float layer before it float."
+        barrier.outputs[0].name = self._name(f"{site.name}_b")
+        self._graph.append(barrier)
+        return barrier.outputs[0]
 
     def _activation_params(self, site: Site, value: QParams, link: Link | None) -> tuple[ir.Value, ir.Value]:
         if link is not None and link.root in self._params:
@@ -193,6 +223,14 @@ class _QdqSink(Sink):
             if output is old:
                 outputs[index] = restored
         old.name, restored.name = self._name(f"{site.name}_float"), site.name
+
+
+def _producer(value: ir.Value) -> ir.Node | None:
+    """Returns the node that computes a tensor, seen through operators that move or clip."""
+    node = value.producer()
+    while node is not None and node.op_type in _SEEN_THROUGH and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _drop_unread_initializers(graph: Any) -> None:

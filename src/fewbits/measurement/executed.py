@@ -9,7 +9,7 @@ from typing import final
 
 from fewbits.planning.site import GraphView
 from fewbits.runtimes.base import ExecutedNode, Numbers
-from fewbits.targets.placement import Placement
+from fewbits.targets import Placement
 
 _BYTES = {
     "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, Site
+from fewbits.targets import Placement, place
 from fewbits.targets.base import Target
-from fewbits.targets.placement import Placement, place
 
 
 def draft_plan(

@@ -17,8 +17,7 @@ from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
 from fewbits.search.job import Request, nothing_to_quantize, prepare, versions
 from fewbits.search.loop import EFFORTS, check_effort
-from fewbits.targets import resolve_target
-from fewbits.targets.placement import place
+from fewbits.targets import place, resolve_target
 
 # What Python and the libraries hold before any model, bytes; measured on ONNX Runtime 1.31.1 with onnx-ir 1.1.
 _BASE_BYTES = 160 * 2**20

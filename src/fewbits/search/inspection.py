@@ -10,9 +10,8 @@ from fewbits.measurement.executed import count_macs
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.site import Role
-from fewbits.targets import resolve_target
+from fewbits.targets import Placement, place, resolve_target
 from fewbits.targets.base import Target
-from fewbits.targets.placement import Placement, place
 
 
 @final

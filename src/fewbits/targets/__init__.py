@@ -5,7 +5,19 @@ from __future__ import annotations
 from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set
 from fewbits._base.errors import UsageError
+from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
 from fewbits.targets.base import Target
+
+__all__ = [
+    "TARGETS",
+    "PlacedSite",
+    "Placement",
+    "Reason",
+    "candidate",
+    "integer_nodes",
+    "place",
+    "resolve_target",
+]
 
 TARGETS: Catalog[Target] = Catalog(__name__, "TARGET", kind="target")
 

@@ -123,7 +123,7 @@ def graph_view(model: ir.Model) -> GraphView:
                 name=node.name or "",
                 op=node.op_type,
                 domain="" if node.domain == "ai.onnx" else node.domain,
-                inputs=tuple(see(value) for value in node.inputs),
+                inputs=(*(see(value) for value in node.inputs), *(see(value) for value in _captured(node))),
                 outputs=tuple(see(value) for value in node.outputs),
                 attributes={name: _plain(attr) for name, attr in node.attributes.items()},
                 has_subgraph=any(attr.type.name in ("GRAPH", "GRAPHS") for attr in node.attributes.values()),
@@ -133,6 +133,25 @@ def graph_view(model: ir.Model) -> GraphView:
     return GraphView(
         ops=tuple(ops), tensors=tensors, inputs=inputs, outputs=outputs, opset=model.opset_imports.get("", 0)
     )
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """Returns the tensors of outer graphs that the graphs inside a node read."""
+    import onnx_ir as ir
+
+    inner: set[ir.Value] = set()
+    found: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        kind = attribute.type.name
+        for graph in (attribute.value,) if kind == "GRAPH" else attribute.value if kind == "GRAPHS" else ():
+            inner.update((*graph.inputs, *graph.initializers.values()))
+            nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+            inner.update(output for inside in nodes for output in inside.outputs)
+            found.update(dict.fromkeys(value for inside in nodes for value in inside.inputs if value is not None))
+            found.update(dict.fromkeys(graph.outputs))
+            for sub in graph.subgraphs():
+                inner.update((*sub.inputs, *sub.initializers.values()))
+    return [value for value in found if value not in inner]
 
 
 def _tensor_view(value: ir.Value) -> TensorView:
