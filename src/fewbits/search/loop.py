@@ -4,7 +4,9 @@
    the selection data is kept. (Size and speed are the same, so closeness decides.)
 2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
    much that helps; then they go back one after the other until the forecast says "met".
-3. The best so far is kept throughout. The verdict data play no part.
+3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
+   nothing: each is tried in integers once more, the largest first, and stays so where the budget still holds.
+4. The best so far is kept throughout. The verdict data play no part.
 """
 
 from __future__ import annotations
@@ -266,11 +268,36 @@ class BudgetLoop:
                 reason=reason,
             )
             if met:
-                return self._result(candidate, met=True)
+                return self._result(self._take_again(start, given, candidate), met=True)
         # The most integers whose measured loss is inside: the verdict may still be undecided, and says what is missing.
         if fallback is not None:
             return self._result(fallback, met=False)
         return self._result(start if self._stopped else self._float(start), met=False)
+
+    def _take_again(self, start: Candidate, given: list[str], best: Candidate) -> Candidate:
+        """Returns the best candidate with every node in integers again that the budget does not need in float."""
+        last = given[-1]  # without it the budget was missed
+        left = list(given)
+        for name in sorted(given, key=lambda name: (-self._weight_elements(name), given.index(name))):
+            if (name == last and len(left) == len(given)) or len(left) == 1:
+                continue
+            if self._late():
+                break
+            fewer = tuple(other for other in left if other != name)
+            candidate = self._build(self._without(start.plan, fewer))
+            outcome = self._measure(candidate, f"{len(fewer)} nodes float")
+            met = self._inside(outcome)
+            reason = "inside the budget without it in float" if met else "needed in float"
+            self._note(f"{name} in integers again", outcome, candidate, kept=met, reason=reason)
+            if met:
+                left, best = list(fewer), candidate
+        return best
+
+    def _weight_elements(self, name: str) -> int:
+        task = self._task
+        op = task.model.view.by_name[name]
+        weight = task.target.rules[op.op].weight_input(op)
+        return 0 if weight is None else task.model.view.tensors[weight].elements
 
     def _float(self, start: Candidate) -> Candidate:
         """Returns the candidate without any integer node: the float model in canonical form."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from fewbits._base.errors import DataError
 from fewbits.evidence import FRACTIONS, PairedBound, find_overlap, paired_bound, relative_bound, split_by_hash
 from fewbits.evidence.paired import trinomial_bound
 from fewbits.measurement.metrics.base import Metric
@@ -87,10 +88,21 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
         notes.append(
             f"{len(shared)} examples of --data also occur in --eval; they were left out of choosing [data-overlap]"
         )
+    calibration, selection = (np.setdiff1d(part, shared) for part in (split.calibration, split.selection))
+    for name, before, after in (
+        ("calibration", split.calibration, calibration),
+        ("selection", split.selection, selection),
+    ):
+        if len(before) and not len(after):
+            raise DataError(
+                f"all {len(before)} {name} examples also occur in --eval, so nothing is left to choose with; give "
+                "--data of its own, or leave out --eval and let --data be split",
+                slug="data-overlap",
+            )
     return Parts(
         data=data,
-        calibration=np.setdiff1d(split.calibration, shared),
-        selection=np.setdiff1d(split.selection, shared),
+        calibration=calibration,
+        selection=selection,
         verdict_data=evaluation,
         verdict=np.arange(evaluation.count),
         rule=f"all of --eval is verdict data; --data split by hash of {unit}, seed {seed}",
