@@ -57,6 +57,16 @@ class Performance:
         )
 
 
+def quick_speedup(
+    float_model: bytes, candidate: bytes, *, feeds: Tensors, options: Options, seconds: float, seed: int
+) -> Speedup:
+    """Returns roughly how much faster a candidate is than float: enough to see that it is not, before more is tried."""
+    runtime = RUNTIMES["ort"]
+    first, second = runtime.open(float_model, options), runtime.open(candidate, options)
+    runs = {FLOAT: lambda: first.run(feeds), QUANTIZED: lambda: second.run(feeds)}
+    return measure_latency(runs, baseline=FLOAT, seconds=seconds, seed=seed).speedups[QUANTIZED]
+
+
 def measure_performance(
     float_file: Path, quantized_file: Path, *, feeds: Tensors, options: Options, seconds: float, seed: int
 ) -> Performance:

@@ -21,7 +21,7 @@ from fewbits.datasets.checks import check_against_model
 from fewbits.evidence import PairedBound, examples_needed, smallest_certifiable_budget
 from fewbits.evidence.verdict import Verdict, decide
 from fewbits.flow import Progress, observe, silent
-from fewbits.measurement.benchmark import Performance, measure_performance
+from fewbits.measurement.benchmark import Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import ExecutedGraph, read_executed
 from fewbits.measurement.golden import make_golden
 from fewbits.measurement.metrics import resolve_metric
@@ -40,10 +40,11 @@ from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.loop import BudgetLoop, Task, Trial, check_effort
 from fewbits.search.verdict_data import SHARES, Parts, assign_parts, forecast, loss_bound
-from fewbits.targets import resolve_target
+from fewbits.targets import Placement, place, resolve_target
 from fewbits.targets.base import Target
-from fewbits.targets.placement import Placement, place
 
+# Seconds after which it is plain whether a candidate is slower than float.
+_QUICK_SECONDS = 1.0
 # Nodes named when nothing can be quantized.
 _REASONS_SHOWN = 5
 
@@ -451,9 +452,10 @@ def _choose(
             effort=request.effort,
             deadline=deadline,
             progress=request.progress,
+            hopeless=lambda candidate: _hopeless(prepared, candidate, options),
         )
         result = BudgetLoop(task).run()
-    notes = (f"{result.stopped} [time-budget]",) if result.stopped else ()
+    notes = (result.stopped,) if result.stopped else ()
     return result.candidate, result.trail, notes
 
 
@@ -485,6 +487,27 @@ def _write(folder: Path, original: bytes, quantized: bytes) -> tuple[Path, Path]
 def _one_example(prepared: Prepared) -> dict[str, np.ndarray]:
     feeds, _ = next(iter(model_batches(prepared.model, prepared.parts.data, prepared.parts.calibration[:1], size=1)))
     return feeds
+
+
+def _hopeless(prepared: Prepared, candidate: Candidate, options: Options) -> str | None:
+    """Returns why no mix with float nodes can win: all integers are already slower than float, and may not be."""
+    request = prepared.request
+    if request.allow_slower:
+        return None
+    speedup = quick_speedup(
+        prepared.model.original,
+        candidate.data,
+        feeds=_one_example(prepared),
+        options=options,
+        seconds=_QUICK_SECONDS,
+        seed=request.seed,
+    )
+    if not speedup.slower:
+        return None
+    return (
+        f"all nodes in integers run at {speedup.ratio:.2f}x of float's speed, so no mix with float nodes was tried "
+        "[slower-than-float]"
+    )
 
 
 def _not_worth_it(performance: Performance, files: tuple[Path, Path]) -> str | None:

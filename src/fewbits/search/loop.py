@@ -112,6 +112,8 @@ class Task:
       effort: Key of EFFORTS.
       deadline: Clock time by which the loop ends with the best so far; None for no limit.
       progress: Told of each step.
+      hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
+        with all integers only gets slower. None where nothing speaks against it.
     """
 
     model: OnnxModel
@@ -125,6 +127,7 @@ class Task:
     effort: str
     deadline: float | None
     progress: Progress
+    hopeless: Callable[[Candidate], str | None] = lambda candidate: None
 
 
 @final
@@ -141,6 +144,10 @@ class BudgetLoop:
         candidate, outcome = self._choose_ranges()
         if self._inside(outcome):
             return self._result(candidate, met=True)
+        hopeless = self._task.hopeless(candidate)
+        if hopeless is not None:
+            self._stopped = hopeless
+            return self._result(candidate, met=False)
         return self._give_back(candidate, outcome)
 
     def _inside(self, outcome: Outcome) -> bool:
@@ -161,7 +168,7 @@ class BudgetLoop:
     def _late(self) -> bool:
         if self._task.deadline is None or time.monotonic() < self._task.deadline:
             return False
-        self._stopped = "time budget used up; the best so far was kept"
+        self._stopped = "the time budget was used up; the best so far was kept [time-budget]"
         return True
 
     def _build(self, plan: Plan) -> Candidate:
