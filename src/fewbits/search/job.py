@@ -330,6 +330,7 @@ def finish(prepared: Prepared) -> Finished:
             )
         if float_reason is None and request.plan is None and not request.allow_slower:
             float_reason = _not_worth_it(performance, files)
+            notes = (*notes, *_slower_but_smaller(performance, float_reason))
         if float_reason is not None:
             performance = performance.of_float()
             candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
@@ -519,6 +520,17 @@ def _not_worth_it(performance: Performance, files: tuple[Path, Path]) -> str | N
     if not smaller and not speedup.faster:
         return "the quantized model is neither smaller nor faster than the float model"
     return None
+
+
+def _slower_but_smaller(performance: Performance, float_reason: str | None) -> tuple[str, ...]:
+    """Returns what a reader who needs the smaller file more than the faster one should know."""
+    ratio = performance.float_bytes / performance.quantized_bytes
+    if float_reason is None or ratio <= 1:
+        return ()
+    return (
+        f"the quantized file would be {ratio:.2f}x smaller, at {performance.speedup.ratio:.2f}x of float's speed; "
+        "--allow-slower hands it over [smaller-but-slower]",
+    )
 
 
 def _judge(prepared: Prepared, handed: Path, options: Options) -> Outcome:
