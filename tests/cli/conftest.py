@@ -36,9 +36,9 @@ def cli(runs: ModuleType, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
 
 @pytest.fixture(scope="session")
 def first_run(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What ``fewbits quantize`` on the demo model printed with --json, in a process of its own, unhurried."""
+    """What ``fewbits quantize`` on the demo model printed with --json, in a process of its own."""
     folder = tmp_path_factory.mktemp("first")
-    return folder, runs.shell(
+    return folder, runs.hurried_shell(
         "quantize", runs.DIGITS, "--data", runs.DIGITS_DATA, "--max-drop", "2%", "-o", folder / "out", "--json"
     )
 

@@ -58,6 +58,7 @@ def test_quantize_prints_one_document_and_nothing_else(first_run: Any) -> None:
     assert (done.code, done.err) == (0, "")
     report = done.json
     assert report["verdict"] == "met"
+    assert report["memory"]["peak_bytes"] > 0
     for part, keys in PROMISED.items():
         assert part in report
         entry = report[part][0] if isinstance(report[part], list) else report[part]
@@ -155,10 +156,8 @@ def test_records_are_lines_of_json_with_their_conditions(written: Path) -> None:
 def test_summary_names_verdict_first_and_the_report_last(
     cli: Callable[..., Any], runs: ModuleType, tmp_path: Path
 ) -> None:
-    done = cli(
-        "quantize", runs.DIGITS, "--data", runs.DIGITS_DATA, "--max-drop", "2%", "--effort", "fast", "-o",
-        tmp_path / "out",
-    )  # fmt: skip
+    data = runs.save_data(tmp_path / "few.npz", runs.digits(400))
+    done = cli("quantize", runs.DIGITS, "--data", data, "--max-drop", "5%", "--effort", "fast", "-o", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0].startswith("Budget met")
@@ -221,8 +220,6 @@ def test_demo_tells_the_story_and_ends_met(
     assert done.code == 0
     assert "Budget met" in done.out
     assert {path.name for path in (tmp_path / "fewbits-demo").iterdir()} == FILES
-    again = cli("demo", "--json")
-    assert (again.code, again.json["verdict"]) == (0, "met"), "the demo may replace its own output"
 
 
 def test_quiet_leaves_results_alone(cli: Callable[..., Any], runs: ModuleType) -> None:

@@ -39,7 +39,7 @@ def test_replaying_a_plan_gives_the_same_bytes_anywhere(
     elsewhere.mkdir()
     for source in (runs.DIGITS, runs.DIGITS_DATA, written / "plan.json"):
         shutil.copy(source, elsewhere)
-    done = runs.shell(
+    done = runs.hurried_shell(
         "quantize", "digits.onnx", "--data", "digits.npz", "--plan", "plan.json", "--max-drop", "2%", "-o", "again",
         "--jobs", str(jobs), "--json",
         cwd=elsewhere,

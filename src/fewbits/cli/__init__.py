@@ -130,7 +130,8 @@ def _open_missing_streams() -> None:
     """Gives a process that was started with closed streams (``>&-``) streams that swallow what is written."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, open(nowhere, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - to the end
 
 
 def _finish(code: int) -> NoReturn:

@@ -68,9 +68,18 @@ def _outcome(
     with Reference(model, dataset, indices, metric=metric, output=output, options=Options()) as reference:
         reference.prepare(progress, stage="float model")
         try:
-            return reference.compare(quantized, progress, stage="second model")
+            return reference.compare(_readable(quantized), progress, stage="second model")
         except ModelError as error:
             raise ModelError(f"{quantized.name}: {error.message}", slug=error.slug) from error
+
+
+def _readable(file: Path) -> Path | bytes:
+    """Returns the file's path, or its bytes where the locale cannot decode the path: the runtime takes no such path."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return file.read_bytes()
+    return file
 
 
 def verdict_figure(
