@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -93,7 +95,7 @@ def replay_golden(model: Path, golden: bytes) -> Replay:
             recipe = json.loads(str(file["recipe"]))
             stored = {name: file[f"output_{i}"] for i, name in enumerate(recipe["outputs"])}
         inputs = _draw(recipe)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise VerificationError(f"golden.npz cannot be read: {error}; quantize again", slug="golden-broken") from error
     if _digest(inputs) != recipe["sha256"]:
         raise VerificationError(

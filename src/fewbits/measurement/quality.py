@@ -13,11 +13,23 @@ _SUM_TOLERANCE = 1e-3
 _SMALLEST = 1.1754943508222875e-38
 
 
-def log_probabilities(values: np.ndarray) -> np.ndarray:
-    """Returns log-probabilities along the last axis, float64; softmax first, unless rows already are probabilities."""
+def are_probabilities(values: np.ndarray) -> bool:
+    """Returns whether every row along the last axis is one of probabilities, and not of logits."""
+    sums = values.sum(axis=-1, dtype=np.float64)
+    return bool(values.min(initial=0.0) >= 0 and np.abs(sums - 1).max(initial=0.0) < _SUM_TOLERANCE)
+
+
+def log_probabilities(values: np.ndarray, *, probabilities: bool) -> np.ndarray:
+    """Returns log-probabilities along the last axis, float64, whose rows add up to 1.
+
+    Args:
+      values: [n, …, classes].
+      probabilities: Whether they are probabilities, up to rounding, and need no softmax.
+    """
     wide = values.astype(np.float64)
-    if wide.min(initial=0.0) >= 0 and np.abs(wide.sum(axis=-1) - 1).max(initial=0.0) < _SUM_TOLERANCE:
-        return np.asarray(np.log(np.maximum(wide, _SMALLEST)))
+    if probabilities:
+        positive = np.maximum(wide, _SMALLEST)
+        return np.asarray(np.log(positive) - np.log(positive.sum(axis=-1, keepdims=True)))
     shifted = wide - wide.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
@@ -25,11 +37,15 @@ def log_probabilities(values: np.ndarray) -> np.ndarray:
 def kl_per_example(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Returns KL(reference || outputs) in nats, [n] float64: the mean over all rows of an example.
 
+    Whether both hold probabilities or logits is read from the reference: the rows of an integer softmax do not add up
+    to one, but they are what the float model's rows are.
+
     Args:
       reference: [n, …, classes], logits or probabilities of the float model.
       outputs: The same shape, of the other model.
     """
-    p, q = log_probabilities(reference), log_probabilities(outputs)
+    known = are_probabilities(reference)
+    p, q = (log_probabilities(values, probabilities=known) for values in (reference, outputs))
     rows = (np.exp(p) * (p - q)).sum(axis=-1)
     return np.asarray(rows.reshape(rows.shape[0], -1).mean(axis=1))
 
