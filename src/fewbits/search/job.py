@@ -118,7 +118,8 @@ class Prepared:
       target: The rules.
       model: The float model.
       placement: What could run in integers.
-      metric: How examples are scored.
+      metric: How examples are scored for the verdict.
+      selection_metric: How they are for the choice: the same, but for selection data without labels.
       output: Name of the output that holds the answer.
       parts: Which example plays which part.
       base: A plan without decisions: seed, split, hashes and versions of this run.
@@ -130,6 +131,7 @@ class Prepared:
     model: OnnxModel
     placement: Placement
     metric: Metric
+    selection_metric: Metric
     output: str
     parts: Parts
     base: Plan
@@ -222,7 +224,10 @@ def prepare(request: Request) -> Prepared:
     data = _open(request.data, request, model)
     evaluation = None if request.evaluation is None else _open(request.evaluation, request, model)
     judged = data if evaluation is None else evaluation
-    metric = resolve_metric(request.metric, labelled=judged.has_labels and data.has_labels)
+    metric = resolve_metric(request.metric, labelled=judged.has_labels)
+    # Labels that only --eval has judge the result; what is chosen before is then judged by agreement with float.
+    blind = metric.needs_labels and not data.has_labels
+    selection_metric = resolve_metric("agreement", labelled=False) if blind else metric
     shares = SHARES[request.searches, evaluation is not None]
     if request.plan is not None and request.plan.split:
         shares = request.plan.split
@@ -237,6 +242,7 @@ def prepare(request: Request) -> Prepared:
         model=model,
         placement=placement,
         metric=metric,
+        selection_metric=selection_metric,
         output=output,
         parts=parts,
         base=base,
@@ -437,7 +443,7 @@ def _choose(
     deadline = None if request.time_budget is None else time.monotonic() + request.time_budget
     confidence, verdict_examples = request.confidence, len(parts.verdict)
     with Reference(
-        model, parts.data, parts.selection, metric=prepared.metric, output=prepared.output, options=options
+        model, parts.data, parts.selection, metric=prepared.selection_metric, output=prepared.output, options=options
     ) as reference:
         task = Task(
             model=model,
@@ -446,7 +452,7 @@ def _choose(
             statistics=statistics,
             reference=reference,
             bound=lambda outcome: forecast(
-                prepared.metric, outcome, confidence=confidence, verdict_examples=verdict_examples
+                prepared.selection_metric, outcome, confidence=confidence, verdict_examples=verdict_examples
             ),
             max_drop=request.max_drop,
             certifiable=smallest_certifiable_budget(verdict_examples, confidence),
