@@ -129,8 +129,9 @@ def forecast(metric: Metric, outcome: Outcome, *, confidence: float, verdict_exa
     bound = loss_bound(metric, outcome, confidence=confidence)
     share = verdict_examples / bound.n
     if metric.answers and set(np.unique(np.concatenate([outcome.float_scores, outcome.scores]))) <= {0.0, 1.0}:
-        flips = (round(bound.harmful * share), round(bound.helpful * share))
-        return trinomial_bound(*flips, verdict_examples, confidence)
+        harmful = round(bound.harmful * share)
+        helpful = min(round(bound.helpful * share), verdict_examples - harmful)  # both may have been rounded up
+        return trinomial_bound(harmful, helpful, verdict_examples, confidence)
     margin = (bound.bound - bound.drop) / float(np.sqrt(share))
     return PairedBound(
         drop=bound.drop,

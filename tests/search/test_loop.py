@@ -1,0 +1,159 @@
+"""The budget loop keeps the best so far, whatever stops it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewbits._base.errors import UsageError
+from fewbits.datasets import open_dataset
+from fewbits.evidence import PairedBound
+from fewbits.flow import observe
+from fewbits.measurement.metrics import METRICS
+from fewbits.measurement.outcome import Outcome, Reference
+from fewbits.models.onnx.opening import open_model
+from fewbits.planning.plan import Plan
+from fewbits.runtimes.base import Options
+from fewbits.search.building import activation_sites, activation_sqnr, build
+from fewbits.search.draft import draft_plan
+from fewbits.search.loop import EFFORTS, BudgetLoop, SearchResult, Task, check_effort
+from fewbits.search.verdict_data import loss_bound
+from fewbits.targets import resolve_target
+
+
+@pytest.fixture
+def search(runs: ModuleType, tmp_path: Path) -> Callable[..., SearchResult]:
+    """Runs a loop on the small net; the bound is what the test makes of an outcome."""
+    model, target = open_model(runs.small_net(tmp_path / "net.onnx")), resolve_target("ort-cpu:vnni")
+    dataset = open_dataset(runs.small_data(64))
+    plan = draft_plan(model, target)
+    indices = np.arange(64)
+    statistics = observe(model, dataset, indices, activation_sites(plan))
+
+    def run(bound: Callable[[Outcome], float], *, kind: Any = BudgetLoop, **options: Any) -> SearchResult:
+        def bounded(outcome: Outcome) -> PairedBound:
+            real = loss_bound(METRICS["agreement"], outcome, confidence=0.95)
+            value = bound(outcome)
+            return PairedBound(**{**{k: getattr(real, k) for k in real.__slots__}, "drop": value, "bound": value})
+
+        given: dict[str, Any] = {
+            "max_drop": 0.01, "certifiable": 0.0, "effort": "fast", "deadline": None, "progress": lambda *_: None,
+        } | options  # fmt: skip
+        with Reference(
+            model, dataset, indices, metric=METRICS["agreement"], output="y", options=Options()
+        ) as reference:
+            task = Task(
+                model=model,
+                target=target,
+                base=Plan(target=target.full_name, decisions=()),
+                statistics=statistics,
+                reference=reference,
+                bound=bounded,
+                **given,
+            )
+            return kind(task).run()  # type: ignore[no-any-return]
+
+    return run
+
+
+def test_an_inside_loss_ends_the_search_with_all_integers(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 0.0)
+    assert found.met
+    assert len(found.trail) == 1
+    assert len(found.candidate.integer) == 4, "two convolutions, the pool, the last layer"
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_an_effort_tries_its_ranges_and_keeps_the_closest(search: Callable[..., SearchResult], effort: str) -> None:
+    found = search(lambda outcome: 0.0, effort=effort)
+    assert len(found.trail) == len(EFFORTS[effort])
+    gauges = [trial.kl for trial in found.trail if trial.kl is not None]
+    best = min(range(len(gauges)), key=gauges.__getitem__)
+    assert [trial.kept for trial in found.trail].count(True) >= 1
+    assert found.trail[best].kept and not any(trial.kept for trial in found.trail[best + 1 :])
+
+
+def test_a_hopeless_budget_ends_with_floats_alone(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 1.0)
+    assert not found.met
+    assert found.candidate.integer == ()
+    assert found.stopped is None
+
+
+def test_a_deadline_that_has_passed_keeps_the_first_candidate(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 1.0, effort="best", deadline=time.monotonic() - 1)
+    assert len(found.trail) == 1
+    assert not found.met
+    assert found.stopped is not None
+    assert len(found.candidate.integer) == 4
+
+
+def test_where_no_bound_could_be_shown_the_loss_itself_decides(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 0.005, certifiable=0.02)
+    assert found.met, "no number of floats would let the verdict's examples show more"
+    assert len(found.candidate.integer) == 4
+
+
+def test_without_a_budget_only_ranges_are_searched(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 1.0, max_drop=None, effort="balanced")
+    assert found.met
+    assert len(found.trail) == len(EFFORTS["balanced"])
+
+
+class NeedsFloat(BudgetLoop):  # type: ignore[misc]
+    """A loop whose budget holds as soon as conv2 is float, whatever else is."""
+
+    def _build(self, plan: Plan) -> Any:
+        self.last = super()._build(plan)
+        return self.last
+
+    def _inside(self, outcome: Outcome) -> bool:
+        return "conv2" not in self.last.integer
+
+
+def test_nodes_that_went_to_float_for_nothing_come_back(search: Callable[..., SearchResult]) -> None:
+    found = search(lambda outcome: 1.0, kind=NeedsFloat)
+    assert found.met
+    weighted = {"conv1", "conv2", "fc"}
+    assert weighted & set(found.candidate.integer) == {"conv1", "fc"}
+
+
+def test_an_unknown_effort_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'best'"):
+        check_effort("bset")
+
+
+def test_the_same_plan_and_statistics_give_the_same_bytes(runs: ModuleType, tmp_path: Path) -> None:
+    model, target = open_model(runs.small_net(tmp_path / "net.onnx")), resolve_target("ort-cpu:vnni")
+    dataset = open_dataset(runs.small_data(100))
+    plan = draft_plan(model, target)
+    made = [
+        build(model, plan, target, observe(model, dataset, np.arange(100), activation_sites(plan), jobs=jobs)).data
+        for jobs in (1, 2, 5)
+    ]
+    assert made[0] == made[1] == made[2]
+
+
+def test_the_reported_sqnr_of_an_activation_is_that_of_its_values(runs: ModuleType, tmp_path: Path) -> None:
+    from fewbits.calibration.histogram import histogram_of
+    from fewbits.flow import activation_params
+    from fewbits.numerics.qtensor import quantize
+
+    model, target = open_model(runs.small_net(tmp_path / "net.onnx")), resolve_target("ort-cpu:vnni")
+    plan = draft_plan(model, target)
+    dataset = open_dataset(runs.small_data(64))
+    statistics = observe(model, dataset, np.arange(64), activation_sites(plan))
+    params = activation_params(plan, statistics)["x"]
+    x = runs.small_data(64)["x"]
+    wrong = np.asarray(quantize(x, params).dequantize(), np.float64) - x
+    exact = 10 * np.log10((x.astype(np.float64) ** 2).sum() / (wrong**2).sum())
+    found = activation_sqnr(params, histogram_of(x, where="x"))
+    assert found is not None
+    # Bin centres stand for values. A step of this range (8 / 255 = 0.03) holds many bins near 0 and few at the ends.
+    assert abs(found - exact) < 0.5
