@@ -126,10 +126,14 @@ def test_an_illegal_edit_is_refused_and_told(
     runs: ModuleType,
     written: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     change: Callable[[dict[str, Any]], object],
     code: int,
     words: tuple[str, ...],
 ) -> None:
+    from fewbits.search import job
+
+    monkeypatch.setattr(job, "observe", lambda *args, **options: pytest.fail("work has started"))
     plan = _edited(written, tmp_path / "p.json", change)
     done = cli("quantize", runs.DIGITS, "--data", runs.DIGITS_DATA, "--plan", plan, "-o", tmp_path / "o")
     done.refused(code, *words)

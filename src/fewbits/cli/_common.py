@@ -15,6 +15,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Progress = Callable[[str, int, int], None]
 
 MODEL = click.Path(dir_okay=True)
+# Characters: of a line, between two columns, and that the last column of a table has at least.
+_PAGE = 100
+_GAP = 2
+_LEAST_LAST = 30
 
 
 def output_options(function: Function) -> Function:
@@ -36,8 +40,12 @@ def job_options(function: Function) -> Function:
                 "--metric", metavar="NAME|module:function", help="Default: top-1, or agreement without labels."
             ),
             click.option("--max-drop", metavar="1%", help="Budget. Default 1%; none with --scheme or --plan."),
-            click.option("--confidence", default="95%", show_default=True, help="Of the one-sided bound."),
-            click.option("--target", default="ort-cpu", show_default=True, help="NAME[:INSTRUCTION_SET]."),
+            click.option(
+                "--confidence", metavar="95%", default="95%", show_default=True, help="Of the one-sided bound."
+            ),
+            click.option(
+                "--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists."
+            ),
             click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8."),
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
             click.option(
@@ -48,7 +56,13 @@ def job_options(function: Function) -> Function:
                 help="How much is tried.",
             ),
             click.option("--time-budget", metavar="10m", help="End the search after that with the best so far."),
-            click.option("--labels-key", default="labels", show_default=True, help="Name of the labels in an .npz."),
+            click.option(
+                "--labels-key",
+                metavar="NAME",
+                default="labels",
+                show_default=True,
+                help="Name of the labels in an .npz.",
+            ),
             click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first."),
             click.option("--allow-slower", is_flag=True, help="Hand over a quantized file even if float is faster."),
             click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of all randomness."),
@@ -195,15 +209,20 @@ def human_count(count: float) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...]) -> list[str]:
-    """Returns aligned text columns; the last one is not padded."""
+    """Returns aligned text columns; the last one is wrapped to the width of a page."""
+    import textwrap
+
     from fewbits.reporting.text import clean
 
     cells = [tuple(clean(cell) for cell in row) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    left = sum(widths[:-1]) + _GAP * (len(head) - 1)
+    widths[-1] = min(widths[-1], max(_LEAST_LAST, _PAGE - left))
     lines = []
     for number, row in enumerate(cells):
-        padded = [cell.ljust(widths[i]) for i, cell in enumerate(row[:-1])]
-        lines.append("  ".join([*padded, row[-1]]).rstrip())
+        start = "".join(cell.ljust(widths[i] + _GAP) for i, cell in enumerate(row[:-1]))
+        first, *more = textwrap.wrap(row[-1], widths[-1], break_long_words=False) or [""]
+        lines += [(start + first).rstrip(), *(" " * left + line for line in more)]
         if number == 0:
-            lines.append("  ".join("-" * width for width in widths))
+            lines.append((" " * _GAP).join("-" * width for width in widths))
     return lines

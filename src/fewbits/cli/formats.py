@@ -13,10 +13,11 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> int:
     """List the number formats that this version knows."""
     from fewbits.numerics.formats import FORMATS
 
-    rows = [(f.name, str(f.stored_bits), f"{f.min_value:g}", f"{f.max_value:g}") for f in FORMATS.values()]
+    found = [(f.name, f.stored_bits, f.min_value, f.max_value) for f in FORMATS.values()]
     if as_json:
         keys = ("name", "bits", "min", "max")
-        say_json({"schema_version": 1, "formats": [dict(zip(keys, row, strict=True)) for row in rows]})
+        say_json({"schema_version": 1, "formats": [dict(zip(keys, row, strict=True)) for row in found]})
         return 0
+    rows = [(name, str(bits), f"{low:.10g}", f"{high:.10g}") for name, bits, low, high in found]
     say(table(rows, head=("format", "bits", "smallest", "largest")))
     return 0

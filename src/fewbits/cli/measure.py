@@ -15,8 +15,10 @@ from fewbits.cli._common import MODEL, output_options, progress_line, say, say_j
 @click.option("--data", metavar="DATA", required=True, help="Examples; all of them are verdict data.")
 @click.option("--metric", metavar="NAME|module:function", help="Default: top-1, or agreement without labels.")
 @click.option("--max-drop", metavar="1%", help="Budget; none by default.")
-@click.option("--confidence", default="95%", show_default=True, help="Of the one-sided bound.")
-@click.option("--labels-key", default="labels", show_default=True, help="Name of the labels in an .npz.")
+@click.option("--confidence", metavar="95%", default="95%", show_default=True, help="Of the one-sided bound.")
+@click.option(
+    "--labels-key", metavar="NAME", default="labels", show_default=True, help="Name of the labels in an .npz."
+)
 @click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first.")
 @output_options
 def command(
@@ -56,17 +58,18 @@ def command(
             document["quality"]["sqnr_db"] = None
         say_json(document)
         return int(code)
-    unit = "points" if found.unit == "points" else "%"
-    say(f"verdict    {found.verdict}")
+    unit = " points" if found.unit == "points" else "%"
+    budget = "" if found.budget is None else f" (budget {100 * found.budget:g}{unit})"
+    say(f"verdict    {found.verdict}{budget}")
     say(f"{found.metric:10} {found.float_figure:.4f} -> {found.figure:.4f} on {bound.n} examples")
-    sure = f"{100 * bound.confidence:g} %"
+    sure = f"{100 * bound.confidence:g}%"
     exact = "exact" if bound.exact else "asymptotic"
-    say(f"loss       {100 * bound.drop:+.2f} {unit}, at most {100 * bound.bound:.2f} with {sure} confidence ({exact})")
+    most = f"at most {100 * bound.bound:.2f}{unit} with {sure} confidence ({exact})"
+    say(f"loss       {100 * bound.drop:.2f}{unit}, {most}")
     say(f"flips      {bound.harmful} became worse, {bound.helpful} better")
-    if quality.kl is not None:
-        say(f"closeness  KL {quality.kl:.2e} nats, SQNR {quality.sqnr_db:.1f} dB")
-    else:
-        say(f"closeness  SQNR {quality.sqnr_db:.1f} dB")
+    kl = "" if quality.kl is None else f", KL {quality.kl:.2g} nats"
+    same = quality.sqnr_db == float("inf")
+    say(f"closeness  {'outputs equal to the bit' if same else f'SQNR {quality.sqnr_db:.1f} dB{kl}'}")
     if found.examples_needed is not None:
-        say(f"undecided: about {found.examples_needed} examples would decide")
+        say(f"needed     about {found.examples_needed} examples would decide")
     return int(code)

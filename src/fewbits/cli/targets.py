@@ -6,6 +6,16 @@ import click
 
 from fewbits.cli._common import output_options, say, say_json, table
 
+# What a kind of rule means for a stranger.
+_IN_INTEGERS = {
+    "weighted": "yes",
+    "light": "between integers",
+    "clips": "at no cost",
+    "moves": "between integers",
+    "moves-codes": "between integers",
+    "float": "no",
+}
+
 
 @click.command("targets")
 @click.argument("name", required=False)
@@ -41,10 +51,14 @@ def command(name: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
         rows.append((op, rule.kind.value, rule.runs_as, conditions))
     rows += [(op, "float", "", why) for op, why in target.float_reasons.items()]
     if as_json:
-        say_json({"schema_version": 1, "target": target.full_name, "rules": [list(row) for row in rows]})
+        keys = ("op", "kind", "runs_as", "note")
+        rules = [dict(zip(keys, row, strict=True)) for row in rows]
+        say_json({"schema_version": 1, "target": target.full_name, "rules": rules})
         return 0
     say(f"{target.full_name}: {target.summary}")
     say(f"{target.variant.activation.name} activations, {target.variant.weight.name} weights; {target.variant.note}")
     say("")
-    say(table(rows, head=("op", "kind", "runs as", "condition")))
+    kernels = ("weighted", "light")  # the others compute nothing of their own
+    shown = [(op, _IN_INTEGERS[kind], runs_as if kind in kernels else "", note) for op, kind, runs_as, note in rows]
+    say(table(shown, head=("operator", "in integers", "runs as", "if (or why not)")))
     return 0

@@ -13,7 +13,7 @@ from fewbits.cli._common import output_options, progress_line, say, say_json
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--model", metavar="FLOAT", help="The float model, to measure again.")
 @click.option("--data", metavar="DATA", help="The --eval data of the run, or its --data, to measure again.")
-@click.option("--labels-key", default="labels", show_default=True, help="As in the run.")
+@click.option("--labels-key", metavar="NAME", default="labels", show_default=True, help="As in the run.")
 @click.option("--score-output", metavar="NAME", help="As in the run.")
 @output_options
 def command(
