@@ -231,23 +231,39 @@ def plan(
     model: str | os.PathLike[str],
     *,
     data: Data | None = None,
+    eval: Data | None = None,
+    metric: str | None = None,
     max_drop: str | float = DEFAULT_MAX_DROP,
     confidence: str | float = 0.95,
     target: str = "ort-cpu",
     effort: str = "balanced",
+    time_budget: float | None = None,
     seed: int = 0,
+    labels_key: str = "labels",
+    score_output: str | None = None,
 ) -> Forecast:
-    """Returns a forecast: where a run would start, memory, disk, time, and how many examples the budget needs."""
+    """Returns a forecast: where a run would start, memory, disk, time, and how many examples the budget needs.
+
+    Args: as for ``quantize``; without data, what needs them is None.
+    """
     from fewbits.search.forecast import make_forecast
+    from fewbits.search.job import Request
 
     return make_forecast(
-        os.fspath(model),
-        data=data,
-        max_drop=parse_max_drop(max_drop),
-        confidence=parse_confidence(confidence),
-        target=target,
-        effort=effort,
-        seed=seed,
+        Request(
+            model=os.fspath(model),
+            data=data,
+            evaluation=eval,
+            metric=metric,
+            max_drop=parse_max_drop(max_drop),
+            confidence=parse_confidence(confidence),
+            target=target,
+            effort=effort,
+            time_budget=time_budget,
+            seed=seed,
+            labels_key=labels_key,
+            score_output=score_output,
+        )
     )
 
 
@@ -440,8 +456,8 @@ def quantize_array(values: Any, scheme: str, *, axis: int = -1) -> QTensor:
 
     Args:
       values: Floating-point array, NumPy or any library that speaks the array API; the result is of the same.
-      scheme: ``int8``; ``int4-g128`` with groups of 128 along the reduction axis; ``int8-channel`` with a scale for
-        each index of the other axes' first.
+      scheme: ``int8`` (one scale); ``int4-g128`` (a scale for each run of 128 elements along ``axis``);
+        ``int8-channel`` (a scale for each index of the first axis that is not ``axis``).
       axis: Reduction axis, along which groups lie.
     Raises: UsageError for an unknown format; NumericsError for NaN, infinity or an axis that does not exist.
     """

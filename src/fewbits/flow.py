@@ -110,8 +110,9 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
     flows = decision.role in (Role.ACTIVATION, Role.CONSTANT)
     axis = target.rules[decision.op].axis(op) if decision.role is Role.WEIGHT and op is not None else 0
     legal = (PerTensor(),) if flows else (PerTensor(), PerChannel(axis))
-    if scheme.granularity not in legal or (not flows and not scheme.symmetric):
-        names = " or ".join(g.name for g in legal) + ("" if flows else ", symmetric")
+    # An activation's zero point must be free: at the lowest code it is what absorbs a ReLU.
+    if scheme.granularity not in legal or scheme.symmetric == flows:
+        names = " or ".join(g.name for g in legal) + (", asymmetric" if flows else ", symmetric")
         raise TargetError(
             f"{target.full_name} takes {decision.role.value} {decision.site!r} {names}, not "
             f"{scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that or 'float'",

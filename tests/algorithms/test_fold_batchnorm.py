@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm, fold_batchnorm
+from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm
 
 
 def norm(rng: np.random.Generator, channels: int) -> BatchNorm:
@@ -27,7 +27,7 @@ def test_the_folded_layer_is_the_layer_and_its_normalization(seed, axis, has_bia
     n = norm(rng, outs)
     x = rng.standard_normal((20, ins))
     channels_first = axis % 2 == 0
-    folded, offset = fold_batchnorm(w if channels_first else w.T, bias, n, axis=axis)
+    folded, offset = n.fold(w if channels_first else w.T, bias, axis=axis)
     assert folded.dtype == offset.dtype == np.float32
     folded = folded if channels_first else folded.T
     expected = batchnorm(x @ w.T.astype(np.float64) + (0 if bias is None else bias), n)
@@ -42,7 +42,7 @@ def test_it_takes_a_convolutions_weight_and_a_transposed_one():
     n = norm(rng, 4)
     for shape, axis in (((4, 3, 2, 2), 0), ((3, 4, 2, 2), 1)):
         w = rng.standard_normal(shape).astype(np.float32)
-        folded, _ = fold_batchnorm(w, None, n, axis=axis)
+        folded, _ = n.fold(w, None, axis=axis)
         factor = n.gamma.astype(np.float64) / np.sqrt(n.variance.astype(np.float64) + n.epsilon)
         wide = tuple(-1 if i == axis else 1 for i in range(4))
         assert np.array_equal(folded, (w * factor.reshape(wide)).astype(np.float32))
@@ -57,8 +57,8 @@ def test_it_runs_on_array_api_strict_with_the_same_bits():
         **{k: strict.asarray(getattr(n, k)) for k in ("gamma", "beta", "mean", "variance")}, epsilon=n.epsilon
     )
     for ours, theirs in zip(
-        fold_batchnorm(w, b, n, axis=0),
-        fold_batchnorm(strict.asarray(w), strict.asarray(b), lifted, axis=0),
+        n.fold(w, b, axis=0),
+        lifted.fold(strict.asarray(w), strict.asarray(b), axis=0),
         strict=True,
     ):
         assert np.array_equal(ours, np.asarray(theirs))

@@ -104,5 +104,5 @@ def test_every_executed_node_of_a_float_model_is_float_or_neutral(tmp_path: Path
     model = runs.small_net(tmp_path / "n.onnx")
     nodes = RUNTIMES["ort"].executed(model, Options(), {"x": runs.small_data(1)["x"]})
     graph = read_executed(nodes, None)
-    assert set(graph.by_numbers) <= {"float", "neutral", "conversion"}
+    assert set(graph.by_numbers) <= {"float", "neutral", "conversion", "moves"}
     assert graph.by_numbers["float"] >= 4

@@ -7,7 +7,7 @@ import pytest
 
 import fewbits
 from fewbits.algorithms.ranges import RANGE_RULES
-from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm, fold_batchnorm
+from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm
 from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.scaling import choose_affine, choose_scale
 
@@ -75,7 +75,7 @@ def test_fold_batchnorm_is_the_same_bits() -> None:
     def fold(convert):  # type: ignore[no-untyped-def]
         gamma, beta, mean, variance, bias = (convert(a) for a in per_channel)
         norm = BatchNorm(gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=1e-5)
-        return fold_batchnorm(convert(weight), bias, norm, axis=0)
+        return norm.fold(convert(weight), bias, axis=0)
 
     for ours, theirs in zip(fold(lambda a: a), fold(torch.from_numpy), strict=True):
         assert np.asarray(ours).tobytes() == theirs.numpy().tobytes()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
 
-from fewbits._base.errors import UsageError
+from fewbits._base.errors import UnknownNameError
 
 Entry = TypeVar("Entry")
 
@@ -56,7 +56,9 @@ class Catalog(Mapping[str, Entry], Generic[Entry]):
     def __getitem__(self, name: str) -> Entry:
         modules = self._modules()
         if name not in modules:
-            raise UsageError(f"unknown {self._kind} {name!r}; {nearest(name, sorted(modules))}", slug="unknown-name")
+            raise UnknownNameError(
+                f"unknown {self._kind} {name!r}; {nearest(name, sorted(modules))}", slug="unknown-name"
+            )
         return cast(Entry, getattr(importlib.import_module(modules[name]), self._constant))
 
     def __iter__(self) -> Iterator[str]:

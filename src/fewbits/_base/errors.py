@@ -2,6 +2,7 @@
 
 FewbitsError                       1  internal
 ├── UsageError                     2  impossible option, output equal to input
+│   └── UnknownNameError              … a name that a catalog does not hold
 ├── InputError                     4  a file or array that is refused
 │   ├── ModelError                    … the model file
 │   ├── DataError                     … calibration, selection or verdict data
@@ -56,6 +57,10 @@ class UsageError(FewbitsError):
     """An option, or a combination of options, that cannot be meant."""
 
     exit_code = Exit.USAGE
+
+
+class UnknownNameError(UsageError, KeyError):
+    """A name that a catalog does not hold; a KeyError too, so that catalogs keep the contract of mappings."""
 
 
 class InputError(FewbitsError):

@@ -43,6 +43,7 @@ class Numbers(StrEnum):
     INTEGER = "integer"
     FLOAT = "float"
     CONVERSION = "conversion"  # quantize, dequantize, cast, reorder
+    MOVES = "moves"  # moves elements, whatever they are: no arithmetic
     NEUTRAL = "neutral"  # shapes and indices
 
 

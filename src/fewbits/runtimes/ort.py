@@ -20,6 +20,11 @@ _LOG_ERRORS_ONLY = 3
 _PROFILED_RUNS = 4
 
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear"}
+# Kernels that only move elements: what they move says nothing of how the model computes.
+_MOVES = {
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",
+    "SpaceToDepth", "Pad", "Identity", "Split",
+}  # fmt: skip
 _EIGHT_BITS = {"uint8", "int8", "uint4x2", "int4x2", "uint4", "int4", "uint16", "int16"}
 _FLOATS = {"float", "float16", "bfloat16", "double"}
 
@@ -135,6 +140,8 @@ def _numbers(op: str, inputs: tuple[tuple[str, Any], ...], outputs: tuple[tuple[
     """Returns in which numbers a node ran: its data input decides, because that is what the kernel multiplies."""
     if op.split(".")[-1] in _CONVERSIONS:
         return Numbers.CONVERSION
+    if op in _MOVES:
+        return Numbers.MOVES if {kind for kind, _ in inputs[:1]} & (_EIGHT_BITS | _FLOATS) else Numbers.NEUTRAL
     kinds = {kind for kind, _ in (*inputs[:1], *outputs[:1])}
     if kinds & _EIGHT_BITS:
         return Numbers.INTEGER

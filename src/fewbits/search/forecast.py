@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from fewbits._base.errors import TargetError
 from fewbits.evidence import examples_needed, smallest_certifiable_budget
@@ -15,7 +15,7 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
-from fewbits.search.job import Request, nothing_to_quantize, prepare, versions
+from fewbits.search.job import Prepared, Request, nothing_to_quantize, prepare, versions
 from fewbits.search.loop import EFFORTS, check_effort
 from fewbits.targets import place, resolve_target
 
@@ -61,64 +61,60 @@ class Forecast:
     warnings: tuple[str, ...]
 
 
-def make_forecast(
-    model: str, *, data: Any, max_drop: float, confidence: float, target: str, effort: str, seed: int
-) -> Forecast:
-    """Returns the forecast of a run; with data, one calibration shard is timed."""
-    check_effort(effort)
-    opened, chosen = open_model(model), resolve_target(target)
-    placement = place(opened.view, chosen)
+def make_forecast(request: Request) -> Forecast:
+    """Returns the forecast of a run; with data, two calibration shards are timed.
+
+    Args:
+      request: As for the run itself; ``data`` may be None.
+    """
+    check_effort(request.effort)
+    prepared = None if request.data is None else prepare(request)
+    target = resolve_target(request.target)
+    model = open_model(request.model) if prepared is None else prepared.model
+    placement = place(model.view, target)
     if not placement.integer:
-        raise TargetError(nothing_to_quantize(opened, placement, chosen), slug="nothing-to-quantize")
+        raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     base = Plan(
-        target=chosen.full_name,
-        decisions=(),
-        seed=seed,
-        hashes={"model": opened.sha256},
-        versions=versions(),
+        target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
     )
-    plan = draft_plan(opened, chosen, base=base)
-    tensors = opened.view.tensors
+    plan = draft_plan(model, target, base=base if prepared is None else prepared.base)
+    tensors = model.view.tensors
     stored = sum(tensors[d.site].elements for d in plan.quantized if d.role in (Role.WEIGHT, Role.CONSTANT))
     pairs = sum(d.role is Role.ACTIVATION for d in plan.quantized)
-    size = max(0, len(opened.original) - 3 * stored) + _PAIR_BYTES * pairs
-    shard = shard_size(opened)
-    inner = 4 * shard * sum(tensors[n].elements for n in opened.view.producer if n in tensors)
-    parts: dict[str, int | None] = {"calibration": None, "selection": None, "verdict": None}
-    seconds: float | None = None
-    smallest: float | None = None
-    warnings: tuple[str, ...] = ()
-    if data is not None:
-        request = Request(
-            model=model, data=data, max_drop=max_drop, confidence=confidence, target=target, effort=effort, seed=seed
-        )
-        prepared = prepare(request)
-        counts = prepared.parts
-        parts = {
-            "calibration": len(counts.calibration),
-            "selection": len(counts.selection),
-            "verdict": len(counts.verdict),
-        }
-        start = time.perf_counter()
-        few = counts.calibration[:shard]
-        observe(opened, counts.data, few, activation_sites(plan))
-        each = (time.perf_counter() - start) / len(few)
-        looks = len(counts.selection) * (1 + len(EFFORTS[effort])) + 2 * len(counts.verdict)
-        seconds = each * (len(counts.calibration) + looks) + request.latency_seconds
-        smallest = smallest_certifiable_budget(len(counts.verdict), confidence)
-        warnings = prepared.warnings
+    size = max(0, len(model.original) - 3 * stored) + _PAIR_BYTES * pairs
+    inner = 4 * shard_size(model) * sum(tensors[n].elements for n in model.view.producer if n in tensors)
+    parts = None if prepared is None else prepared.parts
+    budget = request.max_drop
     return Forecast(
         plan=plan,
-        model_bytes=len(opened.original),
+        model_bytes=len(model.original),
         quantized_bytes=size,
-        memory_bytes=_BASE_BYTES + 4 * len(opened.original) + 2 * inner,
+        memory_bytes=_BASE_BYTES + 4 * len(model.original) + 2 * inner,
         disk_bytes=size + 2**20,
-        seconds=seconds,
-        calibration_examples=parts["calibration"],
-        selection_examples=parts["selection"],
-        verdict_examples=parts["verdict"],
-        smallest_budget=smallest,
-        examples_needed=None if max_drop <= 0 else examples_needed(max_drop, confidence),
-        max_drop=max_drop,
-        warnings=warnings,
+        seconds=None if prepared is None else _seconds(prepared, plan),
+        calibration_examples=None if parts is None else len(parts.calibration),
+        selection_examples=None if parts is None else len(parts.selection),
+        verdict_examples=None if parts is None else len(parts.verdict),
+        smallest_budget=None if parts is None else smallest_certifiable_budget(len(parts.verdict), request.confidence),
+        examples_needed=None if not budget else examples_needed(budget, request.confidence),
+        max_drop=budget or 0.0,
+        warnings=() if prepared is None else prepared.warnings,
     )
+
+
+def _seconds(prepared: Prepared, plan: Plan) -> float:
+    """Returns the estimated time of a run that gives no node back to float; the difference of two shards is timed."""
+    request, parts = prepared.request, prepared.parts
+    shard = shard_size(prepared.model)
+    sites = activation_sites(plan)
+    times = []
+    for count in (shard, 2 * shard):
+        start = time.perf_counter()
+        observe(prepared.model, parts.data, parts.calibration[:count], sites)
+        times.append(time.perf_counter() - start)
+    more = len(parts.calibration[: 2 * shard]) - len(parts.calibration[:shard])
+    each = max(0.0, times[1] - times[0]) / more if more else times[0] / len(parts.calibration)
+    looks = len(parts.selection) * (1 + len(EFFORTS[request.effort])) + 2 * len(parts.verdict)
+    opening = max(0.0, times[0] - each * shard) * (3 + len(EFFORTS[request.effort]))
+    seconds = each * (len(parts.calibration) + looks) + opening + request.measuring_seconds
+    return seconds if request.time_budget is None else min(seconds, request.time_budget + request.measuring_seconds)

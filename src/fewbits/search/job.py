@@ -20,7 +20,7 @@ from fewbits.datasets.base import Dataset
 from fewbits.datasets.checks import check_against_model
 from fewbits.evidence import PairedBound, examples_needed, smallest_certifiable_budget
 from fewbits.evidence.verdict import Verdict, decide
-from fewbits.flow import Progress, observe, silent
+from fewbits.flow import Progress, check_plan, observe, silent
 from fewbits.measurement.benchmark import Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import ExecutedGraph, read_executed
 from fewbits.measurement.golden import make_golden
@@ -43,6 +43,8 @@ from fewbits.search.verdict_data import SHARES, Parts, assign_parts, forecast, l
 from fewbits.targets import Placement, place, resolve_target
 from fewbits.targets.base import Target
 
+# Seconds of the latency measurement; the interval narrows with their root.
+_LATENCY_SECONDS = {"fast": 2.0, "balanced": 5.0, "best": 10.0}
 # Seconds after which it is plain whether a candidate is slower than float.
 _QUICK_SECONDS = 1.0
 # Nodes named when nothing can be quantized.
@@ -76,7 +78,7 @@ class Request:
       allow_slower: Whether a file slower than float may be handed over.
       jobs: Shards in work at a time.
       threads: Threads of the measured sessions.
-      latency_seconds: How long the latency measurement takes.
+      latency_seconds: How long the latency measurement takes; by effort where None.
       progress: Told of each step.
       notice: Told of each warning before the work that it is about.
     """
@@ -98,9 +100,14 @@ class Request:
     allow_slower: bool = False
     jobs: int = 1
     threads: int = 1
-    latency_seconds: float = 5.0
+    latency_seconds: float | None = None
     progress: Progress = silent
     notice: Callable[[str], None] = unheard
+
+    @property
+    def measuring_seconds(self) -> float:
+        """How long the latency measurement takes."""
+        return _LATENCY_SECONDS[self.effort] if self.latency_seconds is None else self.latency_seconds
 
     @property
     def searches(self) -> bool:
@@ -235,7 +242,9 @@ def prepare(request: Request) -> Prepared:
             shares = SHARES[False, False]
     parts = assign_parts(data, evaluation, shares=shares, seed=request.seed)
     base = _base_plan(request, target, model, parts)
-    replayed = () if request.plan is None else _replay_notes(request.plan, base)
+    if request.plan is not None:
+        check_plan(model, target, request.plan)  # a plan that cannot run is refused before an hour of calibration
+    replayed = () if request.plan is None else _replay_notes(request.plan, base, placement)
     return Prepared(
         request=request,
         target=target,
@@ -332,7 +341,7 @@ def finish(prepared: Prepared) -> Finished:
         feeds = _one_example(prepared)
         with clock.stage("latency"):
             performance = measure_performance(
-                *files, feeds=feeds, options=options, seconds=request.latency_seconds, seed=request.seed
+                *files, feeds=feeds, options=options, seconds=request.measuring_seconds, seed=request.seed
             )
         if float_reason is None and request.plan is None and not request.allow_slower:
             float_reason = _not_worth_it(performance, files)
@@ -466,7 +475,7 @@ def _choose(
     return result.candidate, result.trail, notes
 
 
-def _replay_notes(plan: Plan, base: Plan) -> tuple[str, ...]:
+def _replay_notes(plan: Plan, base: Plan, placement: Placement) -> tuple[str, ...]:
     """Returns what differs between where a plan was made and where it is applied."""
     notes = []
     for kind in ("model", "data"):
@@ -475,6 +484,13 @@ def _replay_notes(plan: Plan, base: Plan) -> tuple[str, ...]:
     changed = [name for name, version in base.versions.items() if plan.versions.get(name) not in (None, version)]
     if changed:
         notes.append(f"the plan was made with other versions of {', '.join(changed)}: bytes may differ [plan-versions]")
+    listed = {decision.site for decision in plan.decisions}
+    missing = [placed.site.name for placed in placement.sites if placed.site.name not in listed]
+    if missing:
+        notes.append(
+            f"the plan does not list {len(missing)} sites that the target could quantize, the first {missing[0]!r}: "
+            "they stay float [plan-sites-missing]"
+        )
     return tuple(notes)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PostconditionError
 
-from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm, fold_batchnorm
+from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm
 from fewbits.models.onnx.editing import (
     CountingPass,
     add_initializer,
@@ -147,10 +147,10 @@ class FoldBatchNorm(CountingPass):
             bias = layer.inputs[2] if len(layer.inputs) > 2 else None
             gamma, beta, mean, variance = (value.const_value.numpy() for value in norm.inputs[1:])  # type: ignore[union-attr]
             epsilon = float(norm.attributes["epsilon"].value) if "epsilon" in norm.attributes else 1e-5
-            folded, offset = fold_batchnorm(
+            transform = BatchNorm(gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=epsilon)
+            folded, offset = transform.fold(
                 weight.const_value.numpy(),  # type: ignore[union-attr]
                 constant_of(bias),
-                BatchNorm(gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=epsilon),
                 axis=_NORMALIZABLE[layer.op_type](layer),
             )
             base = weight.name or "weight"

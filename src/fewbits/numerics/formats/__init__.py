@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from fewbits._base.catalog import nearest
-from fewbits._base.errors import UsageError
+from fewbits._base.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from fewbits.numerics.format import Format
@@ -28,7 +28,9 @@ class FormatCatalog(Mapping[str, "Format"]):
 
     def __getitem__(self, name: str) -> Format:
         if name not in self._formats:
-            raise UsageError(f"unknown format {name!r}; {nearest(name, sorted(self._formats))}", slug="unknown-name")
+            raise UnknownNameError(
+                f"unknown format {name!r}; {nearest(name, sorted(self._formats))}", slug="unknown-name"
+            )
         return self._formats[name]
 
     def __iter__(self) -> Iterator[str]:

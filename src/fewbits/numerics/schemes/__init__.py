@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from fewbits._base.catalog import nearest
-from fewbits._base.errors import UsageError
+from fewbits._base.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from fewbits.numerics.schemes.integer import NamedScheme
@@ -31,7 +31,9 @@ class SchemeCatalog(Mapping[str, "NamedScheme"]):
 
     def __getitem__(self, name: str) -> NamedScheme:
         if name not in self._schemes:
-            raise UsageError(f"unknown scheme {name!r}; {nearest(name, sorted(self._schemes))}", slug="unknown-name")
+            raise UnknownNameError(
+                f"unknown scheme {name!r}; {nearest(name, sorted(self._schemes))}", slug="unknown-name"
+            )
         return self._schemes[name]
 
     def __iter__(self) -> Iterator[str]:
