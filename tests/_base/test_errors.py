@@ -29,7 +29,8 @@ def test_the_tree_is_drawn_in_the_docstring(kind):
 def test_every_class_has_the_contracts_exit_code():
     codes = {c.__name__: int(c.exit_code) for c in tree()}
     assert codes == {
-        "FewbitsError": 1, "UsageError": 2, "UnknownNameError": 2, "InputError": 4, "ModelError": 4, "DataError": 4, "NumericsError": 4,
+        "FewbitsError": 1, "UsageError": 2, "UnknownNameError": 2, "InputError": 4, "ModelError": 4, "DataError": 4,
+        "NumericsError": 4,
         "TargetError": 5, "ResourceError": 6, "SecurityError": 7, "VerificationError": 8,
     }  # fmt: skip
 
