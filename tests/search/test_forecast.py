@@ -5,17 +5,19 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from fewbits._base.errors import TargetError, UsageError
 from fewbits.search.forecast import Forecast, make_forecast
 from fewbits.search.inspection import inspect_model
+from fewbits.search.preparing import Request
 
 
-def forecast(model: Path, **options: object) -> Forecast:
-    given = {"data": None, "max_drop": 0.01, "confidence": 0.95, "target": "ort-cpu:vnni", "effort": "fast", "seed": 0}
-    return make_forecast(str(model), **{**given, **options})  # type: ignore[arg-type]
+def forecast(model: Path, **options: Any) -> Forecast:
+    given = {"data": None, "target": "ort-cpu:vnni", "effort": "fast"}
+    return make_forecast(Request(model=str(model), **{**given, **options}))
 
 
 def test_the_size_is_near_what_comes_out(runs: ModuleType) -> None:

@@ -82,25 +82,32 @@ def command(
         return int(result.exit_code)
     if options["scheme"] is not None or plan_file is not None:
         raise UsageError("a forecast needs no --scheme and no --plan; leave them out", slug="options")
-    kept = {key: options[key] for key in ("confidence", "target", "effort", "seed")}
-    found = plan(model, data=data, max_drop=max_drop or DEFAULT_MAX_DROP, **kept)
+    unused = ("scheme", "jobs", "allow_slower")  # they change how a run works, not what it takes
+    found = plan(
+        model,
+        data=data,
+        eval=evaluation,
+        max_drop=max_drop or DEFAULT_MAX_DROP,
+        time_budget=parse_duration(time_budget),
+        **{key: value for key, value in options.items() if key not in unused},
+    )
     if place is not None:
         write_atomic(place, found.plan.to_json().encode())
     if as_json:
         fields = {k: getattr(found, k) for k in found.__dataclass_fields__ if k != "plan"}
         say_json({"schema_version": 1, **fields, "sites": len(found.plan.quantized)})
         return 0
-    say(f"{len(found.plan.quantized)} sites on {found.plan.target}")
+    say(f"{len(found.plan.quantized)} tensors would be quantized for {found.plan.target}")
     say(f"  size    {human_bytes(found.model_bytes)} -> about {human_bytes(found.quantized_bytes)}")
     say(f"  memory  about {human_bytes(found.memory_bytes)} at the peak")
     say(f"  disk    about {human_bytes(found.disk_bytes)}")
     say(f"  time    {'unknown without --data' if found.seconds is None else f'about {found.seconds:.0f} s'}")
-    needed = "no number" if found.examples_needed is None else f"at least {found.examples_needed}"
-    say(f"  budget  {100 * found.max_drop:g} % needs {needed} of verdict examples (more if answers change)")
+    needed = "no number of" if found.examples_needed is None else f"at least {found.examples_needed}"
+    say(f"  budget  {100 * found.max_drop:g}% needs {needed} verdict examples, more if answers change")
     if found.verdict_examples is not None:
         say(
             f"  data    {found.calibration_examples} calibration, {found.selection_examples} selection, "
-            f"{found.verdict_examples} verdict: losses down to {100 * (found.smallest_budget or 0):.2g} % can be shown"
+            f"{found.verdict_examples} verdict: losses down to {100 * (found.smallest_budget or 0):.2g}% can be shown"
         )
     for warning in found.warnings:
         note(f"note: {warning}")
