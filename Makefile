@@ -57,6 +57,7 @@ bench: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/python -m fewbits.reporting.schema docs/report.schema.json
+	$(BIN)/python tests/docs/refresh.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info fewbits-demo

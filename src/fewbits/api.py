@@ -176,7 +176,8 @@ def quantize(
       notice: Called with each warning that is known before work starts; all of them are in the report too.
     Raises: FewbitsError; see docs/messages.md for every slug.
     """
-    from fewbits.search.job import Request, run
+    from fewbits.search.job import run
+    from fewbits.search.preparing import Request
 
     forced = scheme is not None or plan is not None
     asked = max_drop if max_drop is not None else (None if forced else DEFAULT_MAX_DROP)
@@ -247,7 +248,7 @@ def plan(
     Args: as for ``quantize``; without data, what needs them is None.
     """
     from fewbits.search.forecast import make_forecast
-    from fewbits.search.job import Request
+    from fewbits.search.preparing import Request
 
     return make_forecast(
         Request(

@@ -78,7 +78,8 @@ def test_bytes_moved_are_all_that_is_read_and_written() -> None:
 
 
 def test_int8_moves_fewer_bytes_and_leaves_no_float_node(tmp_path: Path, runs: ModuleType) -> None:
-    from fewbits.search.job import Request, run
+    from fewbits.search.job import run
+    from fewbits.search.preparing import Request
 
     with pytest.MonkeyPatch.context() as patch:
         runs.hurry(patch)

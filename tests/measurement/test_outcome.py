@@ -174,3 +174,31 @@ def test_a_fixed_batch_is_filled_up_and_the_surplus_dropped(runs: ModuleType, tm
         outcome = kept.compare(model.original, silent, stage="x")
     assert len(outcome.scores) == 37
     assert outcome.quality.agreement == 1.0
+
+
+def test_a_float_model_that_gives_nan_is_refused_with_the_example(runs: ModuleType, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Log", ["x"], ["l"], name="l"), helper.make_node("Flatten", ["l"], ["y"], name="f")]
+    model = open_model(runs.save_model(tmp_path / "n.onnx", nodes, {}, shape=["batch", 2, 2], out=["batch", 4]))
+    x = np.ones((70, 2, 2), np.float32)
+    x[45, 0, 1] = -1
+    with pytest.raises(ModelError, match=r"example 45.*output-nan"), reference(model, {"x": x}) as kept:
+        kept.compare(model.original, silent, stage="x")
+
+
+def test_a_model_that_ends_in_argmax_is_judged_by_its_answers(runs: ModuleType, tmp_path: Path) -> None:
+    proto = onnx.load(str(runs.small_net(tmp_path / "n.onnx")))
+    proto.graph.node[-1].output[0] = "z"
+    proto.graph.node.append(helper.make_node("ArgMax", ["z"], ["y"], name="a", axis=1, keepdims=0))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["batch"]))
+    onnx.save(proto, str(tmp_path / "a.onnx"))
+    model = open_model(tmp_path / "a.onnx")
+    import onnxruntime as ort
+
+    x = runs.small_data(40)["x"]
+    answers = ort.InferenceSession(model.original, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    labels = answers.copy()
+    labels[:5] += 1
+    with reference(model, {"x": x}) as kept:
+        assert kept.compare(model.original, silent, stage="x").scores.tolist() == [1.0] * 40
+    with reference(model, {"x": x, "labels": labels}, metric="top-1") as kept:
+        assert kept.compare(model.original, silent, stage="x").scores.tolist() == [0.0] * 5 + [1.0] * 35

@@ -120,3 +120,39 @@ def test_the_gauge_orders_by_harm_with_and_without_classes() -> None:
             gauges.append(meter.result().gauge)
         assert gauges == sorted(gauges)
         assert gauges[0] < gauges[2]
+
+
+def test_a_class_that_both_mask_costs_nothing() -> None:
+    rng = np.random.default_rng(4)
+    p = rng.standard_normal((6, 5)).astype(np.float32)
+    q = (p + 0.1 * rng.standard_normal((6, 5))).astype(np.float32)
+    masked_p, masked_q = p.copy(), q.copy()
+    masked_p[:, 2] = masked_q[:, 2] = -np.inf
+    kept = [0, 1, 3, 4]
+    assert np.allclose(kl_per_example(masked_p, masked_q), kl_per_example(p[:, kept], q[:, kept]), rtol=1e-12)
+    whole, part = QualityMeter(), QualityMeter()
+    whole.add(masked_p, masked_q)
+    part.add(p[:, kept], q[:, kept])
+    assert whole.result().sqnr_db == pytest.approx(part.result().sqnr_db, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_no_number_is_the_worst_of_candidates_and_still_finite(value: float) -> None:
+    rng = np.random.default_rng(5)
+    reference = rng.standard_normal((8, 5)).astype(np.float32)
+    awful, broken = -reference, reference.copy()
+    broken[3, reference[3].argmax()] = value
+    gauges = []
+    for outputs in (awful, broken):
+        meter = QualityMeter()
+        meter.add(reference, outputs)
+        found = meter.result()
+        assert math.isfinite(found.gauge) and math.isfinite(found.sqnr_db)
+        gauges.append(found.gauge)
+    # A class of +inf takes all the probability: bad for the other classes only.
+    assert value == np.inf or gauges[1] > gauges[0]
+
+
+def test_all_classes_masked_is_no_answer_and_no_crash() -> None:
+    nothing = np.full((2, 3), -np.inf, np.float32)
+    assert kl_per_example(nothing, nothing).tolist() == [0.0, 0.0]

@@ -15,7 +15,8 @@ from fewbits.reporting import schema
 from fewbits.reporting.words import headline
 from fewbits.runtimes.base import Numbers
 from fewbits.search.building import SiteFacts
-from fewbits.search.job import Finished, versions
+from fewbits.search.job import Finished
+from fewbits.search.preparing import versions
 
 _FLOAT_SCHEME = "float32"
 

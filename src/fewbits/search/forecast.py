@@ -15,8 +15,8 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
-from fewbits.search.job import Prepared, Request, nothing_to_quantize, prepare, versions
 from fewbits.search.loop import EFFORTS, check_effort
+from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions
 from fewbits.targets import place, resolve_target
 
 # What Python and the libraries hold before any model, bytes; measured on ONNX Runtime 1.31.1 with onnx-ir 1.1.
