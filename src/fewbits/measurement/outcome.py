@@ -116,6 +116,7 @@ class Reference:
             for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
                 check_values(batch)
                 outputs = self._run(session, feeds, len(batch.index))
+                self._refuse_nan(outputs, batch.index)
                 np.savez(self._folder / f"{number}.npz", **outputs)  # type: ignore[arg-type]
                 scores.append(self._metric.score(outputs, outputs, batch.labels, output=self._output))
                 done += len(batch.index)
@@ -159,6 +160,17 @@ class Reference:
                 slug="output-no-batch",
             )
         return outputs
+
+    def _refuse_nan(self, outputs: dict[str, np.ndarray], index: np.ndarray) -> None:
+        answer = outputs[self._output]
+        if answer.dtype.kind != "f" or not np.isnan(answer).any():
+            return
+        first = int(np.flatnonzero(np.isnan(answer).reshape(len(answer), -1).any(axis=1))[0])
+        raise ModelError(
+            f"{self._model.name} gives NaN in output {self._output!r} for example {int(index[first])}, before any "
+            "quantization; mend the model, or remove the example",
+            slug="output-nan",
+        )
 
     def _same_shape(self, outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> None:
         if self._output not in outputs:

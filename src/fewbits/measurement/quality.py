@@ -9,6 +9,8 @@ import numpy as np
 
 # Rows that sum to one within this are taken for probabilities: float32 sums of 1000 softmax values are off by 1e-6.
 _SUM_TOLERANCE = 1e-3
+# Outputs beyond this count as this much: no float32 network means them, and their squares still fit a float64.
+_LARGE = 1e30
 # Probabilities below this count as this much; float32's smallest normal number.
 _SMALLEST = 1.1754943508222875e-38
 
@@ -19,6 +21,14 @@ def are_probabilities(values: np.ndarray) -> bool:
     return bool(values.min(initial=0.0) >= 0 and np.abs(sums - 1).max(initial=0.0) < _SUM_TOLERANCE)
 
 
+def bounded(values: np.ndarray) -> np.ndarray:
+    """Returns values in float64 with infinities, and NaN as the lowest, brought to where arithmetic stays finite.
+
+    A masked class of -inf has probability 0 and costs nothing where both models mask it.
+    """
+    return np.clip(np.nan_to_num(values.astype(np.float64), nan=-_LARGE), -_LARGE, _LARGE)
+
+
 def log_probabilities(values: np.ndarray, *, probabilities: bool) -> np.ndarray:
     """Returns log-probabilities along the last axis, float64, whose rows add up to 1.
 
@@ -26,7 +36,7 @@ def log_probabilities(values: np.ndarray, *, probabilities: bool) -> np.ndarray:
       values: [n, …, classes].
       probabilities: Whether they are probabilities, up to rounding, and need no softmax.
     """
-    wide = values.astype(np.float64)
+    wide = bounded(values)
     if probabilities:
         positive = np.maximum(wide, _SMALLEST)
         return np.asarray(np.log(positive) - np.log(positive.sum(axis=-1, keepdims=True)))
@@ -85,11 +95,14 @@ class QualityMeter:
 
     def add(self, reference: np.ndarray, outputs: np.ndarray) -> None:
         """Takes the outputs of one batch, [n, …] both."""
-        wide = reference.astype(np.float64)
+        # Where both say the same infinity, nothing is lost, and it says nothing of the others' size.
+        finite = np.isfinite(reference)
+        wide = np.where(finite, reference, 0.0).astype(np.float64)
+        other = np.where(finite | (outputs != reference), bounded(outputs), 0.0)
         self._examples += reference.shape[0]
         self._signal += float((wide**2).sum())
-        self._noise += float(((outputs.astype(np.float64) - wide) ** 2).sum())
-        if reference.ndim < 2 or reference.shape[-1] < 2:
+        self._noise += float(((other - wide) ** 2).sum())
+        if reference.ndim < 2 or reference.shape[-1] < 2 or reference.dtype.kind != "f":
             self._classes = False
             return
         self._kl += float(kl_per_example(reference, outputs).sum())

@@ -12,7 +12,10 @@ from fewbits.measurement.metrics.base import Metric, Outputs
 
 @final
 class Agreement(Metric):
-    """The share of answers along the last axis that are the float model's; needs no labels, says nothing of truth."""
+    """The share of answers that are the float model's; needs no labels, says nothing of truth.
+
+    Of float outputs the answer is the largest along the last axis; integer outputs are answers themselves.
+    """
 
     name = "agreement"
     needs_labels = False
@@ -20,6 +23,9 @@ class Agreement(Metric):
 
     def score(self, outputs: Outputs, reference: Outputs, labels: np.ndarray | None, *, output: str) -> np.ndarray:
         values, float_values = outputs[output], reference[output]
+        if values.dtype.kind in "iub":  # the answers themselves: the model ends in an ArgMax
+            equal = values == float_values
+            return np.asarray(equal.reshape(equal.shape[0], -1).mean(axis=1), dtype=np.float64)
         if values.ndim < 2 or values.shape[-1] < 2:
             raise DataError(
                 f"output {output!r} has shape {list(values.shape)}: no classes on the last axis to agree on; "
