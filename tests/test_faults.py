@@ -432,13 +432,12 @@ def test_any_path_is_as_good_as_another(
 # --- processes ----------------------------------------------------------------------------------------------------
 
 
-def start(runs: ModuleType, *args: Any, **more: Any) -> subprocess.Popen[bytes]:
+def start(runs: ModuleType, *args: Any, temp: Path | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "fewbits", *map(os.fspath, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **runs.PLAIN},
-        **more,
+        env={**os.environ, **runs.PLAIN, **({"TMPDIR": str(temp)} if temp else {})},
     )
 
 
@@ -449,18 +448,22 @@ def wait_for(ready: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
-def test_ctrl_c_leaves_with_130_and_no_trace(runs: ModuleType, old: Path) -> None:
+def test_ctrl_c_leaves_with_130_and_no_trace(runs: ModuleType, old: Path, tmp_path: Path) -> None:
     before = runs.snapshot(old.parent)
+    temp = tmp_path / "temp"
+    temp.mkdir()
     process = start(
-        runs, "quantize", runs.DIGITS, "--data", runs.DIGITS_DATA, "--effort", "best", "-o", old, "--overwrite"
-    )
-    wait_for(lambda: (old.parent / ".out.fewbits.lock").exists())
-    time.sleep(0.8)
+        runs, "quantize", runs.DIGITS, "--data", runs.DIGITS_DATA, "--effort", "best", "-o", old, "--overwrite",
+        temp=temp,
+    )  # fmt: skip
+    wait_for(lambda: any(temp.glob("fewbits-reference-*/*")))  # the search has begun
+    assert (old.parent / ".out.fewbits.lock").exists()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     runs.Done(code=process.returncode, out=out.decode(), err=err.decode()).refused(130, "interrupted")
     assert runs.snapshot(old.parent) == before
     assert sorted(p.name for p in old.parent.iterdir()) == ["out"]
+    assert [path for path in temp.iterdir() if path.name != ".ses"] == []  # that one is ONNX Runtime's own
 
 
 _REWRITE = """

@@ -31,6 +31,10 @@ def loss(outputs, labels):
     return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
 loss.higher_is_better = False
 
+def talks(outputs, labels):
+    print("debugging", len(labels))
+    return right(outputs, labels)
+
 def one_number(outputs, labels):
     return 0.5
 
@@ -129,6 +133,18 @@ def test_a_function_metric_equals_the_built_in_one(
         for metric in (f"{mymetrics}:right", "top-1")
     )
     assert {k: v for k, v in mine.items() if k != "metric"} == {k: v for k, v in own.items() if k != "metric"}
+
+
+def test_what_a_metric_prints_stays_out_of_the_document(
+    cli: Callable[..., Any], runs: ModuleType, mymetrics: str, tmp_path: Path
+) -> None:
+    few = runs.save_data(tmp_path / "few.npz", runs.digits(40))
+    args = ("--data", few, "--metric", f"{mymetrics}:talks", "--json")
+    done = cli("measure", runs.DIGITS, runs.DIGITS, *args)
+    assert done.json["figure"] > 0.9
+    assert "debugging" in done.err
+    done = cli("quantize", runs.DIGITS, *args, "--scheme", "w8a8", "-o", tmp_path / "o")
+    assert done.json["metric"]["name"] == f"{mymetrics}:talks"
 
 
 def test_lower_is_better_with_bounds_turns_the_loss_round(

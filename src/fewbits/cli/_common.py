@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TypeVar
 
 import click
@@ -101,7 +101,16 @@ def parse_duration(text: str | None) -> float | None:
 
 @contextmanager
 def progress_line(quiet: bool) -> Iterator[Progress]:
-    """Yields a progress callback that draws on stderr; silent where stderr is no terminal, or when asked to be."""
+    """Yields a progress callback that draws on stderr; silent where stderr is no terminal, or when asked to be.
+
+    What a user's metric prints meanwhile goes to stderr too: stdout holds results and nothing else.
+    """
+    with redirect_stdout(sys.stderr), _drawn(quiet) as progress:
+        yield progress
+
+
+@contextmanager
+def _drawn(quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
