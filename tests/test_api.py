@@ -106,7 +106,7 @@ def test_data_in_every_form_give_the_same_bytes(runs: ModuleType, forced: Callab
             yield {"x": arrays["x"][start : start + 7]}
 
     npz = runs.save_data(tmp_path / "d.npz", arrays)
-    forms = {"npz": npz, "text": str(npz), "dict": arrays, "iterable": list(stream()), "once": stream(), "call": stream}
+    forms = {"npz": npz, "dict": arrays, "iterable": list(stream()), "once": stream(), "call": stream}
     found = {name: content(forced(data).save(tmp_path / name)) for name, data in forms.items()}
     assert len(set(found.values())) == 1, found
 

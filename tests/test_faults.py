@@ -241,7 +241,7 @@ def test_mutated_models_are_refused_in_one_line_or_opened(runs: ModuleType, tmp_
 
 
 def test_mutated_models_are_refused_in_one_line_or_quantized(runs: ModuleType, tmp_path: Path) -> None:
-    judge(mutate(runs, tmp_path, verb="quantize", count=20, seed=2), 20)
+    judge(mutate(runs, tmp_path, verb="quantize", count=10, seed=2), 10)
 
 
 @pytest.mark.slow
@@ -412,9 +412,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_work(
     done.refused(2, "is not a folder")
 
 
-@pytest.mark.parametrize(
-    "name", ["with space", "naïve 模型 ünïcode", "emoji 🙂", "-dash", "a'b\"c", "x" * 200, "new\nline"]
-)
+@pytest.mark.parametrize("name", ["naïve 模型 🙂 with space", "-dash", "a'b\"c", "x" * 200, "new\nline"])
 def test_any_path_is_as_good_as_another(
     cli: Callable[..., Any], net: Path, data: Path, tmp_path: Path, name: str
 ) -> None:
