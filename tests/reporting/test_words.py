@@ -97,7 +97,7 @@ def test_faster_is_said_only_where_the_whole_interval_says_so(low: float | None,
 def test_a_slower_or_larger_model_is_called_so() -> None:
     slow = Latency(speedup=0.5, speedup_low=0.4, speedup_high=0.6)
     report = Report(verdict="met", latency=slow, size=Size(ratio=0.5))
-    assert words.faster(report) == "2.00× slower"
+    assert words.faster(report) == "0.50× as fast"
     assert words.smaller(report) == "2.00× larger"
     assert words.smaller(Report(verdict="met")) == ""
 

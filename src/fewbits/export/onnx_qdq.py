@@ -215,7 +215,7 @@ class _QdqSink(Sink):
 
     def _take_over_output(self, old: ir.Value, restored: ir.Value, site: Site) -> None:
         """Lets the dequantized tensor be the graph's output under its old name."""
-        if not old.is_graph_output():
+        if not old.is_graph_output() or old.is_graph_input():  # an input that is handed through stays as it is
             return
         outputs = self._graph.outputs
         restored.shape, restored.type = old.shape, old.type

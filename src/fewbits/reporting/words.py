@@ -288,7 +288,7 @@ def lighter(report: Report) -> str:
 
 
 def faster(report: Report) -> str:
-    """Returns "2.11× faster" (or slower) where the whole interval agrees, else "no clear change in speed".
+    """Returns "2.11× faster" or "0.77× as fast" where the whole interval agrees, else "no clear change in speed".
 
     "" where the speedup is unknown.
     """
@@ -300,7 +300,7 @@ def faster(report: Report) -> str:
     high = ratio if latency.speedup_high is None else latency.speedup_high
     if low > 1:
         return f"{ratio:.2f}× faster"
-    return f"{1 / ratio:.2f}× slower" if high < 1 else "no clear change in speed"
+    return f"{ratio:.2f}× as fast" if high < 1 else "no clear change in speed"
 
 
 def interval(report: Report) -> str:

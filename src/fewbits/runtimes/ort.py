@@ -14,8 +14,8 @@ import numpy as np
 from fewbits._base.errors import ModelError
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options, Runtime, Session, Tensors
 
-# ONNX Runtime's severity "error": its warnings are about choices that are ours to report.
-_LOG_ERRORS_ONLY = 3
+# ONNX Runtime's severity "fatal": what it would print comes back as an exception, and we say it in one line.
+_LOG_FATAL_ONLY = 4
 # Profiled runs; the first one allocates and is dropped.
 _PROFILED_RUNS = 4
 
@@ -38,7 +38,7 @@ def _session_options(options: Options) -> Any:
     made.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     levels = ort.GraphOptimizationLevel
     made.graph_optimization_level = levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
-    made.log_severity_level = _LOG_ERRORS_ONLY
+    made.log_severity_level = _LOG_FATAL_ONLY
     # Spinning threads take a core from whoever else measures on the machine.
     made.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return made
@@ -47,6 +47,7 @@ def _session_options(options: Options) -> Any:
 def _open(model: bytes | Path, made: Any) -> Any:
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, made, providers=["CPUExecutionProvider"])

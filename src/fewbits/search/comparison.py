@@ -24,7 +24,7 @@ from fewbits.search.verdict_data import assign_parts, loss_bound
 
 
 def _open(model: str, data: Any, labels_key: str) -> tuple[OnnxModel, Dataset]:
-    opened = open_model(model)
+    opened = open_model(model, to_quantize=False)
     only = opened.inputs[0].name if len(opened.inputs) == 1 else None
     dataset = open_dataset(data, labels_key=labels_key, input_name=only)
     check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in opened.inputs})

@@ -217,6 +217,7 @@ def _choose(
     parts = prepared.parts
     deadline = None if request.time_budget is None else time.monotonic() + request.time_budget
     confidence, verdict_examples = request.confidence, len(parts.verdict)
+    groups = None if parts.data.groups is None else parts.data.groups[parts.selection]
     with Reference(
         model, parts.data, parts.selection, metric=prepared.selection_metric, output=prepared.output, options=options
     ) as reference:
@@ -227,7 +228,11 @@ def _choose(
             statistics=statistics,
             reference=reference,
             bound=lambda outcome: forecast(
-                prepared.selection_metric, outcome, confidence=confidence, verdict_examples=verdict_examples
+                prepared.selection_metric,
+                outcome,
+                confidence=confidence,
+                verdict_examples=verdict_examples,
+                groups=None if groups is None else groups[: len(outcome.scores)],
             ),
             max_drop=request.max_drop,
             certifiable=smallest_certifiable_budget(verdict_examples, confidence),

@@ -121,14 +121,26 @@ def loss_bound(metric: Metric, outcome: Outcome, *, confidence: float, groups: n
     return paired_bound(before, after, confidence=confidence, groups=groups, bounds=bounds)
 
 
-def forecast(metric: Metric, outcome: Outcome, *, confidence: float, verdict_examples: int) -> PairedBound:
+def forecast(
+    metric: Metric,
+    outcome: Outcome,
+    *,
+    confidence: float,
+    verdict_examples: int,
+    groups: np.ndarray | None = None,
+) -> PairedBound:
     """Returns the bound that the verdict will probably see, if its examples flip at the rates of these.
 
-    For answers (0/1) the flips are scaled to the number of verdict examples; else the margin is, by 1 / sqrt(n).
+    For independent answers (0/1) the flips are scaled to the number of verdict examples; else the margin is, by
+    1 / sqrt(n).
     """
-    bound = loss_bound(metric, outcome, confidence=confidence)
+    bound = loss_bound(metric, outcome, confidence=confidence, groups=groups)
     share = verdict_examples / bound.n
-    if metric.answers and set(np.unique(np.concatenate([outcome.float_scores, outcome.scores]))) <= {0.0, 1.0}:
+    if (
+        groups is None
+        and metric.answers
+        and set(np.unique(np.concatenate([outcome.float_scores, outcome.scores]))) <= {0.0, 1.0}
+    ):
         harmful = round(bound.harmful * share)
         helpful = min(round(bound.helpful * share), verdict_examples - harmful)  # both may have been rounded up
         return trinomial_bound(harmful, helpful, verdict_examples, confidence)

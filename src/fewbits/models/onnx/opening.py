@@ -26,6 +26,8 @@ _PROBE_BATCH = 2
 _PASS_TOLERANCE = 1e-3
 # Share of the elements of an integer output (indices, classes) that may change: near-ties fall either way.
 _PASS_CHANGED_INDICES = 0.01
+# Passes that make a model readable without rewriting what it computes.
+_READING_PASSES = frozenset({"mend_names", "initializers_from_inputs", "sort", "infer_shapes"})
 # Operators whose fixed operands may be infinite on purpose.
 _MASKING = {"Where", "Clip", "Max", "Min", "Add"}
 _QUANTIZED_OPS = {
@@ -35,19 +37,21 @@ _QUANTIZED_OPS = {
 }  # fmt: skip
 
 
-def open_model(path: str | os.PathLike[str]) -> OnnxModel:
+def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True) -> OnnxModel:
     """Returns the model in canonical form.
 
     Args:
       path: An ONNX file of opset 13 or newer, float weights.
+      to_quantize: If false the model is only to be run: any opset, quantized or not, and no pass rewrites it.
     Raises: ModelError for a file that is missing, empty, broken, too old, already quantized, or holds NaN or infinite
       weights; SecurityError for external data outside the model's folder.
     """
     file = Path(path)
     data = _read(file)
     proto = _parse(data, file.name)
-    _refuse_old_opset(proto, file.name)
-    _refuse_quantized(proto, file.name)
+    if to_quantize:
+        _refuse_old_opset(proto, file.name)
+        _refuse_quantized(proto, file.name)
     external = _external_tensors(proto)
     refuse_escapes(external, file)
     _refuse_invalid(str(file) if external else data, file.name)
@@ -56,7 +60,7 @@ def open_model(path: str | os.PathLike[str]) -> OnnxModel:
     _refuse_nonfinite_weights(model, file.name)
     sha256 = hashlib.sha256(data).hexdigest()
     original = _original(data, model, external=bool(external))
-    steps, renamed = _run_passes(model, file.name)
+    steps, renamed = _run_passes(model, file.name, only=None if to_quantize else _READING_PASSES)
     return OnnxModel(
         ir_model=model,
         original=original,
@@ -92,13 +96,25 @@ def _parse(data: bytes, name: str) -> Any:
     broken = f"{name} is not a whole ONNX file"
     try:
         proto = onnx.load_model_from_string(data)
-    except (DecodeError, RecursionError) as error:
+        _touch_names(proto.graph)
+    except (DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ModelError(
             f"{broken} (the protobuf does not parse); copy or export it again", slug="model-broken"
         ) from error
-    if not proto.graph.node:
-        raise ModelError(f"{broken} (it holds no nodes); copy or export it again", slug="model-broken")
+    if not proto.graph.node or not proto.graph.output:
+        missing = "outputs" if proto.graph.node else "nodes"
+        raise ModelError(f"{broken} (it holds no {missing}); copy or export it again", slug="model-broken")
     return proto
+
+
+def _touch_names(graph: Any) -> None:
+    """Reads every name once: protobuf decodes text late, and bytes that are no UTF-8 fail only then."""
+    for node in graph.node:
+        _ = (node.name, node.op_type, node.domain, list(node.input), list(node.output))
+        for attribute in node.attribute:
+            _ = (attribute.name, attribute.g.name, attribute.ref_attr_name)
+    for entry in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        _ = entry.name
 
 
 def _refuse_invalid(model: bytes | str, name: str) -> None:
@@ -208,8 +224,9 @@ def _to_ir(file: Path) -> Any:
 
     try:
         return ir.load(file)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise ModelError(f"{file.name} cannot be read as a graph: {error}", slug="model-invalid") from error
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, ir.serde.SerdeError) as error:
+        cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ModelError(f"{file.name} cannot be read as a graph: {cause}", slug="model-invalid") from error
 
 
 def _bring_inside(model: Any) -> None:
@@ -297,7 +314,9 @@ def _outputs(model: Any, feeds: dict[str, np.ndarray] | None) -> dict[str, np.nd
     return RUNTIME.open(serialize(model), Options()).run(feeds)
 
 
-def _run_passes(model: Any, name: str) -> tuple[tuple[TransformStep, ...], dict[str, str]]:
+def _run_passes(
+    model: Any, name: str, *, only: frozenset[str] | None
+) -> tuple[tuple[TransformStep, ...], dict[str, str]]:
     """Runs the canonical passes in place; each that changes something is compared with the model before it."""
     from onnx_ir.passes import PassError, PostconditionError, PreconditionError
 
@@ -308,6 +327,8 @@ def _run_passes(model: Any, name: str) -> tuple[tuple[TransformStep, ...], dict[
     feeds: dict[str, np.ndarray] | None = None
     before: dict[str, np.ndarray] | None = None
     for step, graph_pass in canonical_passes():
+        if only is not None and step not in only:
+            continue
         try:
             result = graph_pass(model)
         except (PassError, PreconditionError, PostconditionError, ValueError, RuntimeError) as error:
