@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
 
@@ -43,6 +44,7 @@ class Catalog(Mapping[str, Entry], Generic[Entry]):
         self._constant = constant
         self._kind = kind
 
+    @cached_property
     def _modules(self) -> dict[str, str]:
         folder = importlib.import_module(self._package).__path__
         own = {
@@ -54,7 +56,7 @@ class Catalog(Mapping[str, Entry], Generic[Entry]):
         return {**theirs, **own}
 
     def __getitem__(self, name: str) -> Entry:
-        modules = self._modules()
+        modules = self._modules
         if name not in modules:
             raise UnknownNameError(
                 f"unknown {self._kind} {name!r}; {nearest(name, sorted(modules))}", slug="unknown-name"
@@ -62,10 +64,10 @@ class Catalog(Mapping[str, Entry], Generic[Entry]):
         return cast(Entry, getattr(importlib.import_module(modules[name]), self._constant))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._modules()))
+        return iter(sorted(self._modules))
 
     def __len__(self) -> int:
-        return len(self._modules())
+        return len(self._modules)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._modules()
+        return name in self._modules
