@@ -218,7 +218,8 @@ class _QdqSink(Sink):
         if not old.is_graph_output() or old.is_graph_input():  # an input that is handed through stays as it is
             return
         outputs = self._graph.outputs
-        restored.shape, restored.type = old.shape, old.type
+        # Not the old type: where the operator itself now moves codes, that is theirs.
+        restored.shape, restored.type = old.shape, ir.TensorType(ir.DataType.FLOAT)
         for index, output in enumerate(outputs):
             if output is old:
                 outputs[index] = restored
