@@ -83,7 +83,14 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
             shares=dict(shares),
             notes=tuple(notes),
         )
-    shared = find_overlap(keys, evaluation.keys())
+    judged = evaluation.keys()
+    copies = len(judged) - len(np.unique(judged))
+    if copies:
+        notes.append(
+            f"{copies} examples of --eval repeat the content of others; the bound counts them as independent "
+            "[duplicate-examples]"
+        )
+    shared = find_overlap(keys, judged)
     if len(shared):
         notes.append(
             f"{len(shared)} examples of --data also occur in --eval; they were left out of choosing [data-overlap]"
