@@ -436,6 +436,8 @@ def start(runs: ModuleType, *args: Any, temp: Path | None = None) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **runs.PLAIN, **({"TMPDIR": str(temp)} if temp else {})},
+        # A runner in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

@@ -99,6 +99,9 @@ class Result:
             timing_files=TIMING_FILES,
         )
 
+    def __repr__(self) -> str:
+        return f"<fewbits.Result: {self.report.headline}>"
+
     def __str__(self) -> str:
         from fewbits.reporting.terminal import summary_lines
 

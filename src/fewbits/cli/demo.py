@@ -29,8 +29,9 @@ def command(output: str, as_json: bool, quiet: bool, verbose: bool) -> int:
             say("A small CNN that reads handwritten digits: BatchNorm, depthwise, residual, ReLU6;")
             say(
                 f"{human_count(found.parameters)} parameters, {human_count(found.macs)} multiply-accumulates, "
-                f"{human_bytes(found.file_bytes)}. We may lose {_BUDGET.rstrip('%')} points of accuracy. The same as:"
+                f"{human_bytes(found.file_bytes)}. We may lose {_BUDGET.rstrip('%')} points of accuracy."
             )
+            say("With the two files in the package's folder fewbits/demo, this is the same as:")
             say(f"  fewbits quantize digits.onnx --data digits.npz --max-drop {_BUDGET} -o {output}")
             say("")
         with OutputFolder(folder, overwrite=True) as out, progress_line(quiet) as progress:

@@ -74,7 +74,12 @@ def assemble(run: Finished) -> schema.Report:
         reasons=_reasons(run),
     )
     sentence = f"Float model kept: {run.float_reason}." if run.float_kept else headline(report)
-    return report.model_copy(update={"headline": sentence})
+    empty = schema.nulls(report)
+    # A reason stands only where a value is missing.
+    reasons = {
+        key: why for key, why in report.reasons.items() if any(n == key or n.startswith(f"{key}.") for n in empty)
+    }
+    return report.model_copy(update={"headline": sentence, "reasons": reasons})
 
 
 def _isa() -> str:

@@ -38,7 +38,8 @@ def _bound(report: Report) -> str:
     needed = report.metric.examples_needed
     more = "" if needed is None else f"; about {needed:,} examples would decide"
     allowed = f"budget {budget.text}" if budget.known else "no budget"
-    return f"loss at most {bound.text}{sure}, {allowed}{more}"
+    kind = ", asymptotic" if (report.metric.method or "").startswith("asymptotic") else ""
+    return f"loss at most {bound.text}{sure}{kind}, {allowed}{more}"
 
 
 def _flips(report: Report) -> str:

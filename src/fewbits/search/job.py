@@ -23,7 +23,7 @@ from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.measurement.quality import Quality
 from fewbits.models.onnx.feeding import model_batches
 from fewbits.planning.plan import Plan
-from fewbits.planning.site import GraphView
+from fewbits.planning.site import GraphView, Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
@@ -325,4 +325,10 @@ def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     running = set(candidate.integer)
     kept = tuple(name for name in prepared.placement.integer if name not in running)
     placed = place(prepared.model.view, prepared.target, keep_float=kept)
-    return replace(placed, integer=candidate.integer)
+    # The plan's own words for what it keeps float, not the placer's.
+    told = {d.node: d.reason for d in candidate.plan.decisions if d.is_float and d.role is Role.WEIGHT and d.reason}
+    reasons = {
+        name: replace(reason, text=told[name]) if name in kept and name in told else reason
+        for name, reason in placed.kept_float.items()
+    }
+    return replace(placed, integer=candidate.integer, kept_float=reasons)

@@ -48,6 +48,8 @@ def check_effort(name: str) -> None:
         raise UsageError(f"unknown effort {name!r}; {nearest(name, list(EFFORTS))}", slug="unknown-name")
 
 
+# Why a node that could run in integers does not.
+_GIVEN_BACK = "back to float: among what cost the most closeness on the selection data"
 # Examples on which single nodes are compared: KL separates them with a few dozen.
 _RANKING_EXAMPLES = 128
 # Nodes that go back to float between two looks at the selection data: one each, until a quarter of all have gone, then
@@ -237,7 +239,12 @@ class BudgetLoop:
             d if d.is_float or d.role.value not in ("activation", "weight") else replace(d, range_rule=rules[d.role])
             for d in fresh.decisions
         )
-        return replace(fresh, decisions=decisions)
+        before = {d.site for d in plan.quantized}
+        told = tuple(
+            replace(d, reason=_GIVEN_BACK) if d.is_float and d.site in before and d.node in nodes else d
+            for d in decisions
+        )
+        return replace(fresh, decisions=told)
 
     def _give_back(self, start: Candidate, outcome: Outcome) -> SearchResult:
         """Sets the most harmful nodes back to float until the forecast is inside the budget."""

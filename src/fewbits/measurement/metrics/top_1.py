@@ -31,9 +31,15 @@ class Top1(Metric):
                 "needs one class a label on the last axis; name another one with --score-output, or another --metric",
                 slug="labels-shape",
             )
+        if values.shape[-1] < 2 or not np.array_equal(wanted, np.round(wanted)):
+            raise DataError(
+                f"top-1 needs whole labels and an output with classes; output {output!r} has {values.shape[-1]} on its "
+                "last axis; name another one with --score-output, or a --metric of your own (module:function)",
+                slug="labels-not-classes",
+            )
         if wanted.min(initial=0) < 0 or wanted.max(initial=0) >= values.shape[-1]:
             raise DataError(
-                f"labels reach from {wanted.min()} to {wanted.max()}, output {output!r} has classes 0 to "
+                f"labels reach from {wanted.min():g} to {wanted.max():g}, output {output!r} has classes 0 to "
                 f"{values.shape[-1] - 1}; number the labels as the model does",
                 slug="labels-range",
             )

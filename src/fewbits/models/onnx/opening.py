@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,12 +47,26 @@ def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True) -> Onn
     Raises: ModelError for a file that is missing, empty, broken, too old, already quantized, or holds NaN or infinite
       weights; SecurityError for external data outside the model's folder.
     """
+    import onnx_ir as ir
+
     file = Path(path)
+    try:
+        return _open(file, to_quantize=to_quantize)
+    except (UnicodeDecodeError, ir.serde.SerdeError) as error:
+        # protobuf decodes text when it is read, so a damaged name may show anywhere
+        raise ModelError(
+            f"{file.name} is not a whole ONNX file (a name in it is no text); copy or export it again",
+            slug="model-broken",
+        ) from error
+
+
+def _open(file: Path, *, to_quantize: bool) -> OnnxModel:
     data = _read(file)
     proto = _parse(data, file.name)
     if to_quantize:
         _refuse_old_opset(proto, file.name)
         _refuse_quantized(proto, file.name)
+        _refuse_training(proto, file.name)
     external = _external_tensors(proto)
     refuse_escapes(external, file)
     _refuse_invalid(str(file) if external else data, file.name)
@@ -96,8 +111,7 @@ def _parse(data: bytes, name: str) -> Any:
     broken = f"{name} is not a whole ONNX file"
     try:
         proto = onnx.load_model_from_string(data)
-        _touch_names(proto.graph)
-    except (DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (DecodeError, RecursionError) as error:
         raise ModelError(
             f"{broken} (the protobuf does not parse); copy or export it again", slug="model-broken"
         ) from error
@@ -105,16 +119,6 @@ def _parse(data: bytes, name: str) -> Any:
         missing = "outputs" if proto.graph.node else "nodes"
         raise ModelError(f"{broken} (it holds no {missing}); copy or export it again", slug="model-broken")
     return proto
-
-
-def _touch_names(graph: Any) -> None:
-    """Reads every name once: protobuf decodes text late, and bytes that are no UTF-8 fail only then."""
-    for node in graph.node:
-        _ = (node.name, node.op_type, node.domain, list(node.input), list(node.output))
-        for attribute in node.attribute:
-            _ = (attribute.name, attribute.g.name, attribute.ref_attr_name)
-    for entry in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
-        _ = entry.name
 
 
 def _refuse_invalid(model: bytes | str, name: str) -> None:
@@ -162,6 +166,17 @@ def _refuse_old_opset(proto: Any, name: str) -> None:
             f"convert it first: onnx.version_converter.convert_version(model, {MIN_OPSET})",
             slug="opset-too-old",
         )
+
+
+def _refuse_training(proto: Any, name: str) -> None:
+    """Refuses a model whose answers depend on which examples share a batch."""
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute):
+            raise ModelError(
+                f"{name} was exported in training mode (BatchNormalization {node.name!r} normalizes by the batch); "
+                "call model.eval() and export again",
+                slug="training-mode",
+            )
 
 
 def _refuse_quantized(proto: Any, name: str) -> None:
@@ -320,6 +335,8 @@ def _run_passes(
     """Runs the canonical passes in place; each that changes something is compared with the model before it."""
     from onnx_ir.passes import PassError, PostconditionError, PreconditionError
 
+    # Its warnings are about help that we can do without (unknown shapes), with traces that would bury our one line.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     from fewbits.models.onnx.passes import MendNames, canonical_passes
 
     steps: list[TransformStep] = []

@@ -119,7 +119,7 @@ class FoldBatchNorm(CountingPass):
     """
 
     def _pair(self, norm: ir.Node) -> ir.Node | None:
-        if norm.op_type != "BatchNormalization" or not is_standard(norm):
+        if norm.op_type != "BatchNormalization" or not is_standard(norm) or int_attribute(norm, "training_mode", 0):
             return None
         if any(out.uses() or out.is_graph_output() for out in norm.outputs[1:]):
             return None

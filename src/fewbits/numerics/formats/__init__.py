@@ -36,6 +36,9 @@ class FormatCatalog(Mapping[str, "Format"]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._formats)
 
+    def __repr__(self) -> str:
+        return f"<formats: {', '.join(self)}>"
+
     def __len__(self) -> int:
         return len(self._formats)
 
