@@ -19,6 +19,7 @@ from fewbits.reporting import assembly
 from fewbits.reporting.schema import Report
 from fewbits.runtimes.base import Numbers
 from fewbits.search import job
+from fewbits.search.draft import draft_plan
 from fewbits.search.preparing import Request
 
 SLOW = Timing(p50_ms=8.0, p90_ms=9.0, p99_ms=10.0, throughput=125.0, calls=400, blocks=20)
@@ -183,3 +184,13 @@ def test_layers_bear_the_sqnr_of_their_own_codes(run: job.Finished, report: Repo
         # Ours rounds code * scale to float32: 2**-24 of a value, against an error of 2**-9 of it.
         assert layers[name].sqnr_db == pytest.approx(wanted, abs=1e-3)
         assert layers[name].bits_per_weight == pytest.approx(8 + 32 * original.shape[0] / original.size)
+
+
+def test_a_weight_that_stays_float_is_counted_with_four_bytes(run: job.Finished) -> None:
+    prepared = run.prepared
+    plan = draft_plan(prepared.model, prepared.target, keep_float=("conv1",), base=prepared.base)
+    mixed = replace(run, candidate=replace(run.candidate, plan=plan, integer=("conv2", "pool", "fc")))
+    memory = assembly.assemble(mixed).memory
+    kept, stored, channels = 16 * 27 + 16, 32 * 144 + 320, 32 + 10
+    assert memory.weights_bytes == 4 * kept + stored + 4 * channels + (4 + 4) * channels
+    assert memory.mac_bits == {"32x32": 16 * 16 * 16 * 27, "8x8": 8 * 8 * 32 * 144 + 320}
