@@ -1,4 +1,5 @@
 # Two commands do everything:  make demo   and   make test
+MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
