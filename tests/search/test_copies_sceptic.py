@@ -12,7 +12,7 @@ def test_copies_within_eval_are_told() -> None:
     data = open_dataset({"x": np.arange(300, dtype=np.float32)[:, None]})
     repeated = np.repeat(np.arange(1000, 1100, dtype=np.float32), 20)[:, None]
     parts = assign_parts(data, open_dataset({"x": repeated}), shares=SHARES[True, True], seed=0)
-    assert len(parts.verdict) == 2000
+    assert len(parts.verdict) == 100  # a copy is no example of its own
     assert [note for note in parts.notes if "[duplicate-examples]" in note and "--eval" in note]
     assert any(note.startswith("1900 examples") for note in parts.notes)
     clean = assign_parts(data, open_dataset({"x": np.unique(repeated)[:, None]}), shares=SHARES[True, True], seed=0)

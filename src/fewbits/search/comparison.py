@@ -20,7 +20,7 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import Plan
 from fewbits.runtimes.base import Options
-from fewbits.search.verdict_data import assign_parts, loss_bound
+from fewbits.search.verdict_data import assign_parts, distinct, loss_bound
 
 
 def _open(model: str, data: Any, labels_key: str) -> tuple[OnnxModel, Dataset]:
@@ -122,5 +122,5 @@ def verdict_figure(
     if judged == "data":
         indices = assign_parts(dataset, None, shares=plan.split, seed=plan.seed).verdict
     else:
-        indices = np.arange(dataset.count)
+        indices = distinct(dataset, np.arange(dataset.count))
     return float(_outcome(opened, quantized, dataset, indices, chosen, score_output, progress).scores.mean())

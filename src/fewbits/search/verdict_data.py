@@ -61,6 +61,18 @@ class Parts:
         return None if groups is None else groups[self.verdict]
 
 
+def distinct(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Returns the indices without those whose content stood at a smaller one; all of them where there are groups.
+
+    A copy tells nothing new, and a bound that counted it as an example of its own would be too good. Groups say
+    themselves what depends on what.
+    """
+    if dataset.groups is not None:
+        return indices
+    _, first = np.unique(dataset.keys()[indices], return_index=True)
+    return np.asarray(indices[np.sort(first)])
+
+
 def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[str, float], seed: int) -> Parts:
     """Returns the parts: by content hash (or group), and all of ``evaluation`` as verdict data where it is given."""
     keys = data.keys()
@@ -69,8 +81,8 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
     notes = []
     if split.duplicates:
         notes.append(
-            f"{split.duplicates} examples of the data repeat the content of others; copies stay in one part, and the "
-            "bound counts them as independent [duplicate-examples]"
+            f"{split.duplicates} examples of the data repeat the content of others; copies stay in one part, and "
+            "each content counts once in the verdict [duplicate-examples]"
         )
     if evaluation is None:
         return Parts(
@@ -78,7 +90,7 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
             calibration=split.calibration,
             selection=split.selection,
             verdict_data=data,
-            verdict=split.verdict,
+            verdict=distinct(data, split.verdict),
             rule=f"--data split by hash of {unit}, seed {seed}",
             shares=dict(shares),
             notes=tuple(notes),
@@ -87,7 +99,7 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
     copies = len(judged) - len(np.unique(judged))
     if copies:
         notes.append(
-            f"{copies} examples of --eval repeat the content of others; the bound counts them as independent "
+            f"{copies} examples of --eval repeat the content of others; each content counts once in the verdict "
             "[duplicate-examples]"
         )
     shared = find_overlap(keys, judged)
@@ -111,7 +123,7 @@ def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[s
         calibration=calibration,
         selection=selection,
         verdict_data=evaluation,
-        verdict=np.arange(evaluation.count),
+        verdict=distinct(evaluation, np.arange(evaluation.count)),
         rule=f"all of --eval is verdict data; --data split by hash of {unit}, seed {seed}",
         shares=dict(shares),
         notes=tuple(notes),
