@@ -73,7 +73,8 @@ def test_encode_is_monotone_and_takes_the_nearest(name):
 
 @each_format
 def test_codes_are_the_same_on_array_api_strict(name):
-    strict = pytest.importorskip("array_api_strict")
+    import array_api_strict as strict
+
     fmt = FORMATS[name]
     values = np.random.default_rng(0).standard_normal(500).astype(np.float32) * np.float32(fmt.max_value)
     assert np.array_equal(fmt.encode(values), np.asarray(fmt.encode(strict.asarray(values))))

@@ -199,7 +199,8 @@ def test_the_sign_of_a_weight_format_and_of_zero_do_not_matter(name, fmt):
 @each_rule
 @each_format
 def test_amax_of_weights_is_the_same_bits_on_array_api_strict(name, fmt):
-    strict = pytest.importorskip("array_api_strict")
+    import array_api_strict as strict
+
     rule = RANGE_RULES[name]
     ours = rule.from_groups(rows(), fmt, parameter=rule.default)
     theirs = rule.from_groups(strict.asarray(rows()), fmt, parameter=rule.default)

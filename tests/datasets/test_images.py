@@ -10,14 +10,13 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewbits._base import limits
 from fewbits._base.errors import DataError, Exit, FewbitsError, SecurityError, UsageError
 from fewbits.datasets import open_dataset
 from fewbits.datasets.base import all_indices
 from fewbits.datasets.preprocess import parse_preprocess
-
-Image = pytest.importorskip("PIL.Image")
 
 RNG = np.random.default_rng(2)
 

@@ -1,6 +1,8 @@
 """Reality: ONNX Runtime's QuantizeLinear and DequantizeLinear give the same bits on the same values and scales."""
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from fewbits.numerics.format import Int
@@ -8,9 +10,6 @@ from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, quantize
 from fewbits.numerics.scaling import MIN_SCALE
 from fewbits.numerics.scheme import Scheme
-
-onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
 
 TYPES = {
     "int8": onnx.TensorProto.INT8,

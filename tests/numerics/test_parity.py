@@ -1,5 +1,6 @@
 """Parity: the same source on NumPy and on array-api-strict gives the same bits; no sum is involved, so no tolerance."""
 
+import array_api_strict as strict
 import numpy as np
 import pytest
 
@@ -9,8 +10,6 @@ from fewbits.numerics.granularity import PerChannel, PerGroup, PerTensor
 from fewbits.numerics.qtensor import QParams, quantize
 from fewbits.numerics.scaling import affine_from_amax, choose_affine, choose_scale
 from fewbits.numerics.scheme import Scheme
-
-strict = pytest.importorskip("array_api_strict")
 
 FORMATS = [Int(bits=b, signed=s) for b in (2, 3, 4, 8, 16) for s in (True, False)]
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(-1), PerGroup(1, 4), PerGroup(-2, 5)]

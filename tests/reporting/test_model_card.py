@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from fewbits.reporting.model_card import model_card
 from fewbits.reporting.schema import Report
 
-yaml = pytest.importorskip("yaml")
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with pre-commit")
 
 
 def _parts(card: str) -> tuple[dict[str, Any], str]:

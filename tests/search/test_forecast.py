@@ -39,7 +39,7 @@ def test_the_examples_of_each_part_are_counted(runs: ModuleType) -> None:
     assert sum(part or 0 for part in parts) == 400
     assert said.seconds is not None and said.seconds > 0
     assert said.smallest_budget is not None and said.verdict_examples is not None
-    assert said.smallest_budget == pytest.approx(1 - 0.05 ** (1 / said.verdict_examples), rel=0.02)
+    assert said.smallest_budget == pytest.approx(1 - 0.05 ** (1 / said.verdict_examples), rel=1e-9)
 
 
 def test_a_budget_that_the_data_cannot_show_is_warned_of(runs: ModuleType) -> None:
