@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from fewbits.measurement.executed import ExecutedGraph, count_macs, mac_bits, read_executed
+from fewbits.measurement.executed import ExecutedGraph, mac_bits, read_executed
 from fewbits.models.onnx.opening import open_model
+from fewbits.planning.macs import count_macs
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options
 

@@ -54,6 +54,17 @@ SCAN_BATCH_BYTES: Final = 4 * MIB
 READ_CHUNK_BYTES: Final = 256 * KIB
 """Bytes that are read or inflated at a time; large enough to hide the call, small beside any batch."""
 
+# --- models --------------------------------------------------------------------------------------------------------
+
+MAX_NODES: Final = 200_000
+"""Nodes of one model, functions written out: the largest language models have tens of thousands."""
+
+MAX_GRAPH_DEPTH: Final = 30
+"""Graphs inside of nodes inside of graphs; protobuf itself gives up at about 40."""
+
+MAX_PROBE_REPLY_BYTES: Final = 256 * MIB
+"""Bytes of outputs that are compared before and after a graph pass; 16 feature maps of 1024 x 1024 x 4 in float32."""
+
 # --- what callers hand over ----------------------------------------------------------------------------------------
 
 MAX_SPOOL_BYTES: Final = 16 * GIB

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import final
 
+from fewbits.planning.macs import count_macs
 from fewbits.planning.site import GraphView
 from fewbits.runtimes.base import ExecutedNode, Numbers
 from fewbits.targets import Placement
@@ -128,32 +129,6 @@ def _model_name(node: ExecutedNode, placement: Placement, graph: GraphView | Non
                 return writer.name
             writer = graph.producer.get(writer.inputs[0]) if writer.op in _FUSED_BEHIND else None
     return base if base in known else node.name
-
-
-def count_macs(graph: GraphView) -> dict[str, int]:
-    """Returns the multiply-accumulates of one example by node; dynamic dimensions count as 1.
-
-    Convolution: output elements * weight elements of one output channel. Matrix product: output elements * inner size.
-    """
-    found = {}
-    for op in graph.ops:
-        if op.domain or op.op not in ("Conv", "Gemm", "MatMul", "ConvTranspose"):
-            continue
-        out = graph.tensors[op.outputs[0]]
-        weight = graph.tensors[op.inputs[1]].shape
-        source = graph.tensors[op.inputs[0]]
-        if out.shape is None or weight is None or not weight:
-            continue
-        positions = prod(d or 1 for d in out.shape[1:]) if len(out.shape) > 1 else 1
-        if op.op == "Conv":
-            found[op.name] = positions * prod(d or 1 for d in weight[1:])
-        elif op.op == "ConvTranspose":
-            inner = prod(d or 1 for d in (source.shape or ())[1:])
-            found[op.name] = inner * prod(d or 1 for d in weight[1:])
-        else:
-            axis = (1 if op.attributes.get("transB", 0) else 0) if op.op == "Gemm" else max(0, len(weight) - 2)
-            found[op.name] = positions * (weight[axis] or 1)
-    return found
 
 
 def mac_bits(graph: GraphView, integer: set[str], *, activation_bits: int, weight_bits: int) -> dict[str, int]:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from fewbits._base.cpu import cores, cpu_flags, cpu_name
-from fewbits.measurement.executed import count_macs, mac_bits
+from fewbits.measurement.executed import mac_bits
 from fewbits.measurement.latency import Speedup, Timing
+from fewbits.planning.macs import count_macs
 from fewbits.planning.record import Record
 from fewbits.reporting import schema
 from fewbits.reporting.words import headline

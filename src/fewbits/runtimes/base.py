@@ -22,10 +22,12 @@ class Options:
     Args:
       threads: Threads inside one operator.
       optimize: All graph optimizations if true, none if false.
+      data_folder: Where the external data of a model lie that is given as bytes.
     """
 
     threads: int = 1
     optimize: bool = True
+    data_folder: Path | None = None
 
     def describe(self) -> dict[str, str]:
         """Returns the options in words."""

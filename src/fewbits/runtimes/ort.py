@@ -41,6 +41,8 @@ def _session_options(options: Options) -> Any:
     made.log_severity_level = _LOG_FATAL_ONLY
     # Spinning threads take a core from whoever else measures on the machine.
     made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if options.data_folder is not None:
+        made.add_session_config_entry("session.model_external_initializers_file_folder_path", str(options.data_folder))
     return made
 
 

@@ -9,15 +9,18 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PostconditionError
 
-from fewbits._base.errors import ModelError
+from fewbits._base.errors import ModelError, ResourceError
+from fewbits._base.limits import MIB
 from fewbits.models.onnx.editing import CountingPass, constant_of, drop_unread, fresh_name, is_standard
 from fewbits.runtimes.base import Options
-from fewbits.runtimes.ort import RUNTIME
+from fewbits.runtimes.bounded import RUNNER, Bounds
 
 # Larger results are left to the runtime.
 _MAX_OUTPUT_BYTES = 64 * 2**20
 # A result may be this much larger than what it is made from: folding an Expand must not blow up the file.
 _MAX_GROWTH_BYTES = 2**20
+# What one node may take; beyond it, it stays as it is.
+_BOUNDS = Bounds(seconds=5.0, memory=512 * MIB)
 _RANDOM = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout",
 }  # fmt: skip
@@ -56,9 +59,9 @@ class FoldConstants(CountingPass):
         if any(_bytes_ahead(node, output) > limit for output in node.outputs):
             return None
         try:
-            results = RUNTIME.open(_alone(graph, node), Options(optimize=False)).run(feeds)
-        except ModelError:
-            return None  # an operator or type that the runtime lacks: it stays as it is
+            results = RUNNER.run(_alone(graph, node), feeds, Options(optimize=False), _BOUNDS)
+        except (ModelError, ResourceError):
+            return None  # an operator or type that the runtime lacks, or a bomb: it stays as it is
         values = [results[output.name] for output in node.outputs if output.name in results]
         return values if sum(value.nbytes for value in values) <= limit else None
 

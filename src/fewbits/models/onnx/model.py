@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -45,6 +46,9 @@ class OnnxModel:
       steps: The passes that changed something, in order.
       renamed: Node names that were mended: new name -> old name.
       annotated: Inner tensors whose type the file stated; what shape inference adds is not written back.
+      folder: Where the weights lie that are too large to be brought inside; None where all are inside.
+      external_bytes: Bytes of those.
+      single: Inputs without an axis of examples: they are fed one example at a time.
     """
 
     ir_model: ir.Model
@@ -54,6 +58,9 @@ class OnnxModel:
     steps: tuple[TransformStep, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     annotated: frozenset[str] = frozenset()
+    folder: Path | None = None
+    external_bytes: int = 0
+    single: frozenset[str] = frozenset()
 
     @cached_property
     def view(self) -> GraphView:

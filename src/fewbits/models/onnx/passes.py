@@ -26,6 +26,7 @@ from fewbits.models.onnx.editing import (
     only_reader,
 )
 from fewbits.models.onnx.folding import FoldConstants
+from fewbits.models.onnx.halves import HalvesToFloats
 from fewbits.models.onnx.normal_forms import (
     ClipFirst,
     MatMulToGemm,
@@ -231,6 +232,7 @@ def canonical_passes() -> tuple[tuple[str, Any], ...]:
         ("lift_constants", common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
         ("initializers_from_inputs", common.RemoveInitializersFromInputsPass()),
         ("sort", common.TopologicalSortPass()),
+        ("halves_to_floats", HalvesToFloats()),
         ("drop_copies", DropCopies()),
         ("infer_shapes", common.ShapeInferencePass()),
         ("fold_constants", FoldConstants()),
