@@ -16,7 +16,7 @@ from fewbits.algorithms.rounders import ROUNDERS
 from fewbits.calibration.histogram import histogram_of
 from fewbits.calibration.statistics import Merger, Statistics
 from fewbits.datasets.checks import check_values
-from fewbits.models.onnx.feeding import fixed_batch, model_batches, real_rows, shard_size
+from fewbits.models.onnx.feeding import model_batches, real_rows, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
@@ -146,7 +146,6 @@ def observe(
       progress: Told of each shard.
     """
     session = RUNTIMES["ort"].open(model.serialized(extra_outputs=sites), Options())
-    fixed = fixed_batch(model)
     inner = [name for name in sites if name not in model.view.inputs]
 
     def one(shard: tuple[dict[str, np.ndarray], Batch]) -> tuple[Statistics, int]:
@@ -155,7 +154,7 @@ def observe(
         count = len(batch.index)
         outputs = session.run(feeds)
         tensors = {**{name: feeds[name] for name in sites if name in feeds}, **{n: outputs[n] for n in inner}}
-        kept = real_rows(tensors, count, fed=fixed or count)
+        kept = real_rows(model, tensors, count)
         return Statistics(histograms={}, examples=0).update(kept, examples=count), count
 
     merger, done = Merger(), 0

@@ -53,7 +53,7 @@ def test_every_figure_is_that_of_its_own_file(told: None, tmp_path: Path) -> Non
     files = tmp_path / "f.onnx", tmp_path / "q.onnx"
     for file, content in zip(files, TAKES, strict=True):
         file.write_bytes(content)
-    found = benchmark.measure_performance(*files, feeds=FEEDS, options=Options(), seconds=0.1, seed=0)
+    found = benchmark.measure_performance(files, feeds=FEEDS, batch=4, options=Options(), seconds=0.1, seed=0)
     assert (found.float_bytes, found.quantized_bytes) == (10, 3)
     assert (found.float_peak_bytes, found.peak_bytes) == (10_000, 3_000)
     assert (found.float_timing.p50_ms, found.timing.p50_ms) == (6.0, 2.0)

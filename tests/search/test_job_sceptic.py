@@ -26,8 +26,8 @@ def finished(
     """Runs the small net on data that need no search for long, with this speed and size."""
     whole = benchmark.measure_performance
 
-    def measured(*files: Path, **options: Any) -> benchmark.Performance:
-        return replace(whole(*files, **{**options, "seconds": 0.05}), speedup=speedup)
+    def measured(files: Any, **options: Any) -> benchmark.Performance:
+        return replace(whole(files, **{**options, "seconds": 0.05}), speedup=speedup)
 
     patch.setattr(job, "measure_performance", measured)
     patch.setattr(benchmark, "peak_bytes", lambda *anything: None)

@@ -68,12 +68,21 @@ def quick_speedup(
 
 
 def measure_performance(
-    float_file: Path, quantized_file: Path, *, feeds: Tensors, options: Options, seconds: float, seed: int
+    files: tuple[Path, Path], *, feeds: Tensors, batch: int, options: Options, seconds: float, seed: int
 ) -> Performance:
-    """Returns what running the two files costs, on one example (or one of the model's fixed batches)."""
+    """Returns what running the float and the quantized file costs.
+
+    Args:
+      files: The two.
+      feeds: One example, or one of the model's fixed batches.
+      batch: How many examples that is.
+      options: Session options.
+      seconds: How long is measured.
+      seed: Of the order.
+    """
+    float_file, quantized_file = files
     runtime = RUNTIMES["ort"]
     sessions = {name: runtime.open(f, options) for name, f in ((FLOAT, float_file), (QUANTIZED, quantized_file))}
-    batch = next(iter(feeds.values())).shape[0]
     latency = measure_latency(
         {
             FLOAT: lambda: sessions[FLOAT].run(feeds),

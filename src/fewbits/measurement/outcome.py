@@ -150,8 +150,7 @@ class Reference:
         return Outcome(float_scores=float_scores[:done], scores=np.concatenate(scores), quality=meter.result())
 
     def _run(self, session: Session, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-        fed = next(iter(feeds.values())).shape[0]
-        outputs = real_rows(session.run(feeds), count, fed=fed)
+        outputs = real_rows(self._model, session.run(feeds), count)
         answer = outputs.get(self._output)
         if answer is not None and (answer.ndim == 0 or answer.shape[0] != count):
             raise ModelError(

@@ -16,6 +16,7 @@ from fewbits.evidence.verdict import Verdict, decide
 from fewbits.measurement.metrics import resolve_metric
 from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.outcome import Outcome, Progress, Reference, score_output
+from fewbits.models.onnx.feeding import expected, fed_by
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import Plan
@@ -27,7 +28,8 @@ def _open(model: str, data: Any, labels_key: str) -> tuple[OnnxModel, Dataset]:
     opened = open_model(model, to_quantize=False)
     only = opened.inputs[0].name if len(opened.inputs) == 1 else None
     dataset = open_dataset(data, labels_key=labels_key, input_name=only)
-    check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in opened.inputs})
+    opened = fed_by(opened, dataset)
+    check_against_model(dataset, expected(opened))
     return opened, dataset
 
 

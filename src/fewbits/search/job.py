@@ -21,7 +21,7 @@ from fewbits.measurement.executed import ExecutedGraph, read_executed
 from fewbits.measurement.golden import make_golden
 from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.measurement.quality import Quality
-from fewbits.models.onnx.feeding import model_batches
+from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import GraphView, Role
 from fewbits.runtimes import RUNTIMES
@@ -120,7 +120,12 @@ def finish(prepared: Prepared) -> Finished:
         feeds = _one_example(prepared)
         with clock.stage("latency"):
             performance = measure_performance(
-                *files, feeds=feeds, options=options, seconds=request.measuring_seconds, seed=request.seed
+                files,
+                feeds=feeds,
+                batch=rows_fed(model, feeds),
+                options=options,
+                seconds=request.measuring_seconds,
+                seed=request.seed,
             )
         if float_reason is None and request.plan is None and not request.allow_slower:
             float_reason = _not_worth_it(performance, files)

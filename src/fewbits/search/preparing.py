@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import numpy as np
-
 from fewbits._base.errors import TargetError, UsageError
 from fewbits._version import VERSION
 from fewbits.datasets import open_dataset
@@ -19,6 +17,7 @@ from fewbits.flow import Progress, check_plan, silent
 from fewbits.measurement.metrics import resolve_metric
 from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.outcome import score_output
+from fewbits.models.onnx.feeding import expected, fed_by
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.numerics.schemes import SCHEMES
@@ -165,8 +164,8 @@ def prepare(request: Request) -> Prepared:
             "static int8 needs examples to calibrate and judge on; give --data DATA (an .npz, or a folder of images)",
             slug="data-missing",
         )
-    data = _open(request.data, request, model)
-    evaluation = None if request.evaluation is None else _open(request.evaluation, request, model)
+    model, data = _open(request.data, request, model)
+    evaluation = None if request.evaluation is None else _open(request.evaluation, request, model)[1]
     judged = data if evaluation is None else evaluation
     metric = resolve_metric(request.metric, labelled=judged.has_labels)
     # Labels that only --eval has judge the result; what is chosen before is then judged by agreement with float.
@@ -207,12 +206,14 @@ def _check_numbers(request: Request) -> None:
         )
 
 
-def _open(source: Any, request: Request, model: OnnxModel) -> Dataset:
+def _open(source: Any, request: Request, model: OnnxModel) -> tuple[OnnxModel, Dataset]:
+    """Returns the data, and the model that knows how it is fed with them."""
     # A folder of pictures feeds the model's only input, whatever that is called.
     only = model.inputs[0].name if len(model.inputs) == 1 else None
     dataset = open_dataset(source, labels_key=request.labels_key, input_name=only)
-    check_against_model(dataset, {spec.name: (np.dtype(spec.dtype), spec.shape) for spec in model.inputs})
-    return dataset
+    model = fed_by(model, dataset)
+    check_against_model(dataset, expected(model))
+    return model, dataset
 
 
 def nothing_to_quantize(model: OnnxModel, placement: Placement, target: Target) -> str:

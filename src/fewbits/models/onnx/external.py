@@ -8,6 +8,7 @@ or, where that folder is a snapshot of a Hugging Face cache, the ``blobs`` folde
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -43,7 +44,6 @@ def external_tensors(tensors: Iterator[Any], file: Path) -> list[External]:
 
     Raises: SecurityError(slug="external-data-escape"); ModelError(slug="external-data-missing" | "model-broken").
     """
-    folder = file.parent.resolve()
     found = []
     sizes: dict[str, int] = {}
     for tensor in tensors:
@@ -52,13 +52,23 @@ def external_tensors(tensors: Iterator[Any], file: Path) -> list[External]:
         entry = {pair.key: pair.value for pair in tensor.external_data}
         location = entry.get("location", "")
         if location not in sizes:
-            sizes[location] = _contained(file, folder, tensor.name, location).stat().st_size
+            sizes[location] = real_path(file, tensor.name, location).stat().st_size
         found.append(_whole(file, tensor, entry, sizes[location]))
     return found
 
 
+def real_path(file: Path, tensor: str, location: str) -> Path:
+    """Returns where a data file really lies, which is where it may: beside the model, or beside what links to it.
+
+    Raises: SecurityError(slug="external-data-escape"); ModelError(slug="external-data-missing").
+    """
+    folder = file.parent.resolve()
+    if file.is_symlink() and not os.path.lexists(folder / location):
+        folder = file.resolve().parent
+    return _contained(file, folder, tensor, location)
+
+
 def _contained(file: Path, folder: Path, tensor: str, location: str) -> Path:
-    """Returns the path of a data file that stays where it must."""
     parts = Path(location).parts
     written = not parts or Path(location).is_absolute() or ".." in parts or "\x00" in location or "\\" in location
     try:
@@ -139,7 +149,7 @@ def stored_bytes(tensor: Any) -> int | None:
     return int(prod(tensor.dims) * bits + 7) // 8
 
 
-def hash_model(data: bytes, external: list[External], folder: Path) -> str:
+def hash_model(data: bytes, external: list[External], file: Path) -> str:
     """Returns the SHA-256 of a model: of the file alone, or where there are data files, of the hashes of all.
 
     Raises: ModelError(slug="external-data-missing") where a data file cannot be read.
@@ -150,7 +160,7 @@ def hash_model(data: bytes, external: list[External], folder: Path) -> str:
         return own
     whole = hashlib.sha256(own.encode())
     for location in locations:
-        whole.update(_hash_file(folder / location).encode())
+        whole.update(_hash_file(real_path(file, "", location)).encode())
     return whole.hexdigest()
 
 

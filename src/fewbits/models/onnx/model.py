@@ -122,7 +122,7 @@ def graph_view(model: ir.Model) -> GraphView:
             tensors[value.name] = _tensor_view(value)
         return value.name
 
-    inputs = tuple(see(value) for value in graph.inputs)
+    inputs = tuple(see(value) for value in graph.inputs if not value.is_initializer())
     ops = []
     for node in graph:
         ops.append(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from fewbits._base.errors import FewbitsError, ModelError
 from fewbits._base.limits import MIB
-from fewbits.models.onnx.external import External, external_tensors, hash_model
+from fewbits.models.onnx.external import External, external_tensors, hash_model, real_path
 from fewbits.models.onnx.model import OnnxModel, serialize
 from fewbits.models.onnx.probing import HALF_TOLERANCE, PASS_TOLERANCE, Probe, compare_outputs, start_probe
 from fewbits.models.onnx.protobuf import opset, parse, read_file, tensors
@@ -81,7 +81,7 @@ def _open(file: Path, *, to_quantize: bool) -> OnnxModel:
     return OnnxModel(
         ir_model=model,
         original=original,
-        sha256=hash_model(data, external, file.parent),
+        sha256=hash_model(data, external, file),
         name=name,
         steps=tuple(opening.steps),
         renamed=opening.renamed,
@@ -110,7 +110,7 @@ def _locate(model: ir.Model, external: list[External], file: Path) -> Path | Non
         return None
     import onnx_ir as ir
 
-    real = {e.location: (file.parent / e.location).resolve() for e in external}
+    real = {e.location: real_path(file, e.tensor, e.location) for e in external}
     folder = Path(os.path.commonpath([path.parent for path in real.values()]))
 
     def moved(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
