@@ -186,7 +186,7 @@ def quantize(
     asked = max_drop if max_drop is not None else (None if forced else DEFAULT_MAX_DROP)
     loaded = plan if plan is None or isinstance(plan, Plan) else load_plan(plan)
     request = Request(
-        model=os.fspath(model),
+        model=_model_path(model),
         data=data,
         evaluation=eval,
         metric=metric,
@@ -206,6 +206,22 @@ def quantize(
         notice=notice,
     )
     return Result(run=run(request), inputs=_paths(model, data, eval, plan))
+
+
+def _model_path(model: object) -> str:
+    """Returns the path that a model is given as; its file is what is opened and hashed.
+
+    Raises: UsageError(slug="model-kind") for anything else, such as a model in memory.
+    """
+    if isinstance(model, str | os.PathLike):
+        path = os.fspath(model)
+        if isinstance(path, str):
+            return path
+    raise UsageError(
+        f"a model is given as a path, not as a {type(model).__name__}; write it to a file first, e.g. "
+        "onnx.save(model, 'model.onnx')",
+        slug="model-kind",
+    )
 
 
 def _paths(*sources: object) -> tuple[str, ...]:
@@ -228,7 +244,7 @@ def inspect(model: str | os.PathLike[str], *, target: str = "ort-cpu") -> Inspec
     """Returns what is in a model: sites, sizes, and what the target could do with each node."""
     from fewbits.search.inspection import inspect_model
 
-    return inspect_model(os.fspath(model), target=target)
+    return inspect_model(_model_path(model), target=target)
 
 
 def plan(
@@ -255,7 +271,7 @@ def plan(
 
     return make_forecast(
         Request(
-            model=os.fspath(model),
+            model=_model_path(model),
             data=data,
             evaluation=eval,
             metric=metric,
@@ -317,9 +333,9 @@ def measure(
     """
     from fewbits.search.comparison import compare_models
 
-    second = Path(quantized)
+    second = Path(_model_path(quantized))
     outcome, bound, chosen, verdict = compare_models(
-        os.fspath(float_model),
+        _model_path(float_model),
         second / MODEL_FILE if second.is_dir() else second,
         data=data,
         metric=metric,
