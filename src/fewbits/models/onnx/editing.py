@@ -77,6 +77,16 @@ def bypass(node: ir.Node, source: ir.Value) -> None:
         source.shape = shape
 
 
+def take_place(node: ir.Node, value: ir.Value) -> None:
+    """Removes a node of one output; another value takes over its readers, name, shape and type."""
+    graph, old = node.graph, node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    name, shape, kind = old.name, old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name, value.shape, value.type = name, shape, kind
+
+
 class CountingPass(InPlacePass):
     """An in-place pass that counts what it changed."""
 

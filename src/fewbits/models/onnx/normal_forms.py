@@ -19,6 +19,7 @@ from fewbits.models.onnx.editing import (
     int_list,
     is_standard,
     only_reader,
+    take_place,
 )
 
 # Weight channel axis of the layers whose weights are quantized; readers of a shared weight must agree on it.
@@ -174,7 +175,7 @@ class MatMulToGemm(CountingPass):
             gemm.doc_string = node.doc_string
             gemm.metadata_props.update(node.metadata_props)
             graph.insert_before(add, gemm)
-            _take_place(add, gemm.outputs[0])
+            take_place(add, gemm.outputs[0])
             graph.remove(node, safe=True)
             drop_unread(graph, [row])
             count += 1
@@ -253,7 +254,7 @@ class MeanToPool(CountingPass):
                 pool.outputs[0].name = fresh_name(graph, f"{node.outputs[0].name}_pooled")
                 last = ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1}, name=f"{node.name}_flatten")
                 graph.insert_before(node, last)
-            _take_place(node, last.outputs[0])
+            take_place(node, last.outputs[0])
             drop_unread(graph, stale)
             count += 1
         return count
@@ -261,16 +262,6 @@ class MeanToPool(CountingPass):
     def ensures(self, model: ir.Model) -> None:
         if any(self._match(node) is not None for node in model.graph):
             raise PostconditionError("a spatial ReduceMean is left")
-
-
-def _take_place(node: ir.Node, value: ir.Value) -> None:
-    """Removes a node of one output; another value takes over its readers, name, shape and type."""
-    graph, old = node.graph, node.outputs[0]
-    assert isinstance(graph, ir.Graph)
-    name, shape, kind = old.name, old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    value.name, value.shape, value.type = name, shape, kind
 
 
 def _swap(graph: ir.Graph, move: ir.Node, clip: ir.Node) -> None:
