@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from fewbits.measurement.quality import Quality
     from fewbits.numerics.qtensor import QTensor
     from fewbits.reporting.schema import Report
+    from fewbits.search.finished import Finished
     from fewbits.search.forecast import Forecast
     from fewbits.search.inspection import Inspection
-    from fewbits.search.job import Finished
 
 Data = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Callable[[], Any]
 Progress = Callable[[str, int, int], None]
@@ -88,9 +89,11 @@ class Result:
         from fewbits.reporting.assembly import records, timings
 
         out.write(MODEL_FILE, self.model_bytes)
+        self._write_data(out)
         out.write("plan.json", self.plan.to_json().encode())
         out.write("records.jsonl", "".join(f"{r.to_json()}\n" for r in records(self.run)).encode())
-        out.write("golden.npz", self.run.golden)
+        if self.run.ran is not None:
+            out.write("golden.npz", self.run.ran.golden)
         out.write("timings.json", timings(self.run).encode())
         for name, text in rendered(self.report).items():
             out.write(name, text.encode())
@@ -98,6 +101,14 @@ class Result:
             {"inputs": dict(self.plan.hashes), "versions": dict(self.plan.versions), "seed": self.plan.seed},
             timing_files=TIMING_FILES,
         )
+
+    def _write_data(self, out: OutputFolder) -> None:
+        """Copies the large tensors into the folder, unless they were written there from the start."""
+        source = self.run.data_file
+        if source is None or source == (target := out.path(source.name)):
+            return
+        with source.open("rb") as read, target.open("xb") as write:
+            shutil.copyfileobj(read, write)
 
     def __repr__(self) -> str:
         return f"<fewbits.Result: {self.report.headline}>"
@@ -152,6 +163,8 @@ def quantize(
     score_output: str | None = None,
     allow_slower: bool = False,
     jobs: int = 1,
+    max_memory: int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     progress: Progress = _silent,
     notice: Notice = _unheard,
 ) -> Result:
@@ -175,6 +188,8 @@ def quantize(
       score_output: Name of the output that holds the answer, where it is not the first.
       allow_slower: Hand over a quantized file even if it is slower than float.
       jobs: Calibration shards in work at a time; the result is the same for any number.
+      max_memory: Bytes that the run may take; what the machine has free where None.
+      scratch: Folder for large tensors while the run goes; a temporary one where None.
       progress: Called with (stage, done, total).
       notice: Called with each warning that is known before work starts; all of them are in the report too.
     Raises: FewbitsError; see docs/messages.md for every slug.
@@ -202,6 +217,8 @@ def quantize(
         score_output=score_output,
         allow_slower=allow_slower,
         jobs=jobs,
+        max_memory=max_memory,
+        scratch=None if scratch is None else Path(scratch),
         progress=progress,
         notice=notice,
     )
@@ -256,11 +273,13 @@ def plan(
     max_drop: str | float = DEFAULT_MAX_DROP,
     confidence: str | float = 0.95,
     target: str = "ort-cpu",
+    scheme: str | None = None,
     effort: str = "balanced",
     time_budget: float | None = None,
     seed: int = 0,
     labels_key: str = "labels",
     score_output: str | None = None,
+    max_memory: int | None = None,
 ) -> Forecast:
     """Returns a forecast: where a run would start, memory, disk, time, and how many examples the budget needs.
 
@@ -278,11 +297,13 @@ def plan(
             max_drop=parse_max_drop(max_drop),
             confidence=parse_confidence(confidence),
             target=target,
+            scheme=scheme,
             effort=effort,
             time_budget=time_budget,
             seed=seed,
             labels_key=labels_key,
             score_output=score_output,
+            max_memory=max_memory,
         )
     )
 
@@ -374,7 +395,7 @@ def report(folder: str | os.PathLike[str]) -> Path:
     with OutputFolder(place, overwrite=True) as out:
         for name in (*manifest["files"], *manifest["timing_files"]):
             if name not in pages:
-                out.write(name, (place / name).read_bytes())
+                shutil.copyfile(place / name, out.path(name))
         for name, text in pages.items():
             out.write(name, text.encode())
         out.commit(
@@ -390,13 +411,13 @@ class Verification:
 
     Args:
       files: How many files have the hash that was recorded.
-      golden_equal: Whether the golden outputs came out equal to the bit.
+      golden_equal: Whether the golden outputs came out equal to the bit; None where the run kept none.
       same_place: Whether runtime and instruction sets are those of the recording.
       figure: The metric measured again; None where no data were given.
     """
 
     files: int
-    golden_equal: bool
+    golden_equal: bool | None
     same_place: bool
     figure: float | None
 
@@ -426,7 +447,8 @@ def verify(
     place = Path(folder)
     _refuse_mismatches(place)
     manifest = read_manifest(place)
-    replay = replay_golden(place / MODEL_FILE, (place / "golden.npz").read_bytes())
+    kept = "golden.npz" in manifest["files"]
+    replay = replay_golden(place / MODEL_FILE, (place / "golden.npz").read_bytes()) if kept else None
     figure = None
     if (model is None) != (data is None):
         raise UsageError("--model and --data go together: give both to measure again, or neither", slug="options")
@@ -435,7 +457,12 @@ def verify(
             place, os.fspath(model), data=data, labels_key=labels_key, score_output=score_output, progress=progress
         )
     files = len(manifest["files"]) + len(manifest["timing_files"])
-    return Verification(files=files, golden_equal=replay.equal, same_place=replay.same_place, figure=figure)
+    return Verification(
+        files=files,
+        golden_equal=None if replay is None else replay.equal,
+        same_place=replay is None or replay.same_place,
+        figure=figure,
+    )
 
 
 def _refuse_mismatches(place: Path, *, ignore: tuple[str, ...] = ()) -> None:

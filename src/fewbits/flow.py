@@ -26,7 +26,7 @@ from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
-from fewbits.targets import candidate, integer_nodes
+from fewbits.targets import candidate, integer_nodes, storable, stored_rule
 from fewbits.targets.base import OpRule, Target
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
                 f"the plan names a site {decision.site!r} that {model.name} does not have; it is another model's plan",
                 slug="plan-other-model",
             )
-        if not decision.is_float:
+        if decision.stored:
+            _check_stored(decision, target, model.view)
+        elif not decision.is_float:
             _check_decision(decision, target, model.view.by_name.get(decision.node))
-    quantized = {d.site for d in plan.quantized}
+    quantized = {d.site for d in plan.quantized if not d.stored}
     integer = integer_nodes(model.view, target, quantized)
     running = set(integer)
     for decision in plan.quantized:
-        if decision.role is Role.ACTIVATION:
+        if decision.role is Role.ACTIVATION or decision.stored:
             continue
         readers = model.view.consumers.get(decision.site, ())
         if not readers or any(op.name in running for op in readers):
@@ -120,6 +122,26 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
         )
 
 
+def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
+    """Raises unless the target can hold this weight in codes of this scheme and compute in float."""
+    assert decision.scheme is not None
+    op = view.by_name.get(decision.node)
+    rule = None if op is None else stored_rule(op, target)
+    if op is None or rule is None or decision.role is not Role.WEIGHT or not storable(decision.site, view):
+        raise TargetError(
+            f"{target.full_name} cannot hold {decision.site!r} in codes alone: it is no weight of an operator that "
+            f"may ({', '.join(target.stored)}); write 'float'",
+            slug="plan-illegal",
+        )
+    scheme, axis = decision.scheme, rule.axis(op)
+    if scheme.format != target.variant.weight or not scheme.symmetric or scheme.granularity != PerChannel(axis):
+        raise TargetError(
+            f"{target.full_name} stores {decision.site!r} as {target.variant.weight.name}, per-channel({axis}), "
+            f"symmetric, not {scheme.name}; write that or 'float'",
+            slug="format-not-legal",
+        )
+
+
 # --- observing ----------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +167,7 @@ def observe(
       jobs: Shards in work at a time; memory grows with it, and with nothing else.
       progress: Told of each shard.
     """
-    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=sites), Options())
+    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=sites), Options(data_folder=model.folder))
     inner = [name for name in sites if name not in model.view.inputs]
 
     def one(shard: tuple[dict[str, np.ndarray], Batch]) -> tuple[Statistics, int]:
@@ -219,6 +241,8 @@ def stream(
     for decision in plan.quantized:
         if decision.role is Role.CONSTANT:
             yield _site(decision, view), _constant(decision, model.weight(decision.site))
+        elif decision.stored:
+            yield _site(decision, view), _stored(decision, model)
         elif decision.role is Role.WEIGHT:
             tensor = _weight(decision, model, target, params)
             scales[decision.site] = np.asarray(tensor.scale).reshape(-1)
@@ -265,6 +289,31 @@ def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
         )
     codes = decision.scheme.format.encode(quotient)
     return QTensor(codes=codes, params=QParams(scheme=decision.scheme, scale=scale, zero_point=np.zeros_like(scale)))
+
+
+def _stored(decision: Decision, model: OnnxModel) -> QTensor:
+    """Returns the codes of a weight that is dequantized before use; slab by slab where it lies in a file.
+
+    Scales are those of the whole range in both cases, so that the codes do not depend on where the weight lies.
+    """
+    assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
+    scheme, fmt = decision.scheme, decision.scheme.format
+    shape = tuple(d or 0 for d in model.view.tensors[decision.site].shape or ())
+    axis = getattr(scheme.granularity, "axis", 0)
+    amax = np.concatenate if axis == 0 else np.maximum.reduce
+    found = [
+        np.abs(slab).max(axis=tuple(i for i in range(slab.ndim) if i != axis)) for slab in model.slabs(decision.site)
+    ]
+    scale, _ = affine_from_amax(np.asarray(amax(found), dtype=np.float32), fmt)
+    scale = np.asarray(scale, dtype=np.float32).reshape(scheme.granularity.scale_shape(shape))
+    codes = np.empty(shape, fmt.code_dtype)
+    start = 0
+    for slab in model.slabs(decision.site):
+        rows = slice(start, start + len(slab))
+        part = scale[rows] if axis == 0 else scale
+        codes[rows] = quantize(slab, QParams(scheme=scheme, scale=part, zero_point=np.zeros_like(part))).codes
+        start += len(slab)
+    return QTensor(codes=codes, params=QParams(scheme=scheme, scale=scale, zero_point=np.zeros_like(scale)))
 
 
 def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mapping[str, QParams]) -> QTensor:

@@ -50,9 +50,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_figure_is_that_of_its_own_file(told: None, tmp_path: Path) -> None:
-    files = tmp_path / "f.onnx", tmp_path / "q.onnx"
-    for file, content in zip(files, TAKES, strict=True):
+    paths = tmp_path / "f.onnx", tmp_path / "q.onnx"
+    for file, content in zip(paths, TAKES, strict=True):
         file.write_bytes(content)
+    files = (benchmark.ModelFiles(model=paths[0]), benchmark.ModelFiles(model=paths[1]))
     found = benchmark.measure_performance(files, feeds=FEEDS, batch=4, options=Options(), seconds=0.1, seed=0)
     assert (found.float_bytes, found.quantized_bytes) == (10, 3)
     assert (found.float_peak_bytes, found.peak_bytes) == (10_000, 3_000)
@@ -67,5 +68,5 @@ def test_every_figure_is_that_of_its_own_file(told: None, tmp_path: Path) -> Non
 def test_the_quick_look_has_float_over_candidate_too(told: None) -> None:
     look = {"feeds": FEEDS, "options": Options(), "seconds": 0.1, "seed": 0}
     first, second = TAKES
-    assert benchmark.quick_speedup(first, second, **look).ratio == pytest.approx(3.0)
-    assert benchmark.quick_speedup(second, first, **look).slower
+    assert benchmark.quick_speedup((first, second), **look).ratio == pytest.approx(3.0)
+    assert benchmark.quick_speedup((second, first), **look).slower

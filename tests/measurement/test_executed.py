@@ -96,10 +96,10 @@ def test_int8_moves_fewer_bytes_and_leaves_no_float_node(tmp_path: Path, runs: M
                 allow_slower=True,
             )
         )
-    assert done.executed.count(Numbers.FLOAT) == 0
-    assert done.executed.islands == ()
-    assert done.executed.bytes_moved < done.float_executed.bytes_moved
-    assert done.float_executed.count(Numbers.INTEGER) == 0
+    assert done.ran.executed.count(Numbers.FLOAT) == 0
+    assert done.ran.executed.islands == ()
+    assert done.ran.executed.bytes_moved < done.ran.float_executed.bytes_moved
+    assert done.ran.float_executed.count(Numbers.INTEGER) == 0
 
 
 def test_every_executed_node_of_a_float_model_is_float_or_neutral(tmp_path: Path, runs: ModuleType) -> None:

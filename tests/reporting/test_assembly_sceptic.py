@@ -20,6 +20,7 @@ from fewbits.reporting.schema import Report
 from fewbits.runtimes.base import Numbers
 from fewbits.search import job
 from fewbits.search.draft import draft_plan
+from fewbits.search.finished import Finished, Judged
 from fewbits.search.preparing import Request
 
 SLOW = Timing(p50_ms=8.0, p90_ms=9.0, p99_ms=10.0, throughput=125.0, calls=400, blocks=20)
@@ -39,7 +40,7 @@ BOUND = PairedBound(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> job.Finished:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A real run of the small net, its figures replaced by ones that no other has."""
     name = "fewbits_test_runs"
     if name not in sys.modules:
@@ -62,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> job.Finished:
         )
         done = job.run(request)
     performance = replace(
-        done.performance,
+        done.ran.performance,
         latency=LatencyResult(
             baseline="float",
             batch=1,
@@ -82,17 +83,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> job.Finished:
     )
     return replace(
         done,
-        bound=BOUND,
-        verdict=Verdict(status="undecided", budget=0.02, bound=BOUND, examples_needed=1234, reason="too few"),
-        outcome_quality=Quality(kl=0.125, sqnr_db=33.0, agreement=0.75),
-        float_figure=0.91,
-        figure=0.90,
-        performance=performance,
+        judged=Judged(
+            bound=BOUND,
+            verdict=Verdict(status="undecided", budget=0.02, bound=BOUND, examples_needed=1234, reason="too few"),
+            quality=Quality(kl=0.125, sqnr_db=33.0, agreement=0.75),
+            float_figure=0.91,
+            figure=0.90,
+        ),
+        ran=replace(done.ran, performance=performance),
     )
 
 
 @pytest.fixture(scope="module")
-def report(run: job.Finished) -> Report:
+def report(run: Finished) -> Report:
     return assembly.assemble(run)
 
 
@@ -108,7 +111,7 @@ def test_the_metric_is_told_as_it_was_measured(report: Report) -> None:
     assert report.verdict == "undecided"
 
 
-def test_float_and_quantized_are_not_mixed_up(run: job.Finished, report: Report) -> None:
+def test_float_and_quantized_are_not_mixed_up(run: Finished, report: Report) -> None:
     size, latency, memory = report.size, report.latency, report.memory
     assert (size.float_bytes, size.quantized_bytes, size.ratio) == (3_000, 1_000, 3.0)
     assert (latency.float_ms, latency.quantized_ms) == (8.0, 2.0)
@@ -116,7 +119,7 @@ def test_float_and_quantized_are_not_mixed_up(run: job.Finished, report: Report)
     assert (latency.p50, latency.p90, latency.p99, latency.throughput) == (2.0, 3.0, 4.0, 500.0)
     assert (memory.peak_bytes, memory.float_peak_bytes) == (2_000, 9_000)
     assert (memory.bytes_moved, memory.float_bytes_moved) == (
-        run.executed.bytes_moved, run.float_executed.bytes_moved,
+        run.ran.executed.bytes_moved, run.ran.float_executed.bytes_moved,
     )  # fmt: skip
     assert memory.bytes_moved is not None and memory.float_bytes_moved is not None
     assert memory.bytes_moved < memory.float_bytes_moved, "codes are narrower"
@@ -133,9 +136,9 @@ def test_weights_are_counted_as_they_are_stored(report: Report) -> None:
     assert report.model.macs == macs
 
 
-def test_nodes_and_examples_are_counted_where_they_belong(run: job.Finished, report: Report) -> None:
-    assert report.executed.integer_nodes == run.executed.count(Numbers.INTEGER) == 4
-    assert report.executed.float_nodes == run.executed.count(Numbers.FLOAT) == 0
+def test_nodes_and_examples_are_counted_where_they_belong(run: Finished, report: Report) -> None:
+    assert report.executed.integer_nodes == run.ran.executed.count(Numbers.INTEGER) == 4
+    assert report.executed.float_nodes == run.ran.executed.count(Numbers.FLOAT) == 0
     parts = run.prepared.parts
     sizes = [len(part) for part in (parts.calibration, parts.selection, parts.verdict)]
     assert len(set(sizes)) == 3, "else a swap would not show"
@@ -147,7 +150,7 @@ def test_nodes_and_examples_are_counted_where_they_belong(run: job.Finished, rep
     ]
 
 
-def test_records_say_the_same(run: job.Finished) -> None:
+def test_records_say_the_same(run: Finished) -> None:
     found = {(r.metric, r.subject): r.value for r in assembly.records(run)}
     assert found[("agreement", "float")] == 0.91
     assert found[("agreement", "quantized")] == 0.90
@@ -160,7 +163,7 @@ def test_records_say_the_same(run: job.Finished) -> None:
     assert (loss.bound, loss.n, loss.seed) == (0.03, 77, 5)
 
 
-def test_timings_say_the_same(run: job.Finished) -> None:
+def test_timings_say_the_same(run: Finished) -> None:
     found = json.loads(assembly.timings(run))
     assert (found["float"]["p50_ms"], found["quantized"]["p50_ms"]) == (8.0, 2.0)
     assert (found["float"]["p99_ms"], found["quantized"]["p99_ms"]) == (10.0, 4.0)
@@ -169,7 +172,7 @@ def test_timings_say_the_same(run: job.Finished) -> None:
     assert found["memory"] == {"peak_bytes": 2000, "float_peak_bytes": 9000}
 
 
-def test_layers_bear_the_sqnr_of_their_own_codes(run: job.Finished, report: Report) -> None:
+def test_layers_bear_the_sqnr_of_their_own_codes(run: Finished, report: Report) -> None:
     """The weights' ratios, computed from the handed-over file alone."""
     import onnx
     from onnx import numpy_helper
@@ -186,7 +189,7 @@ def test_layers_bear_the_sqnr_of_their_own_codes(run: job.Finished, report: Repo
         assert layers[name].bits_per_weight == pytest.approx(8 + 32 * original.shape[0] / original.size)
 
 
-def test_a_weight_that_stays_float_is_counted_with_four_bytes(run: job.Finished) -> None:
+def test_a_weight_that_stays_float_is_counted_with_four_bytes(run: Finished) -> None:
     prepared = run.prepared
     plan = draft_plan(prepared.model, prepared.target, keep_float=("conv1",), base=prepared.base)
     mixed = replace(run, candidate=replace(run.candidate, plan=plan, integer=("conv2", "pool", "fc")))

@@ -13,6 +13,7 @@ from fewbits.measurement import benchmark
 from fewbits.measurement.latency import Speedup
 from fewbits.runtimes.base import Numbers
 from fewbits.search import job
+from fewbits.search.finished import Finished
 from fewbits.search.preparing import Request
 
 SLOWER = Speedup(ratio=0.8, low=0.7, high=0.9, confidence=0.95)
@@ -22,7 +23,7 @@ FASTER = Speedup(ratio=2.0, low=1.9, high=2.1, confidence=0.95)
 
 def finished(
     runs: ModuleType, folder: Path, patch: pytest.MonkeyPatch, speedup: Speedup, *, bigger: bool = False, **more: Any
-) -> job.Finished:
+) -> Finished:
     """Runs the small net on data that need no search for long, with this speed and size."""
     whole = benchmark.measure_performance
 
@@ -80,14 +81,14 @@ def test_a_file_that_does_not_win_is_not_handed_over(
     assert (found.data == original) is found.float_kept
     if words is not None:
         assert found.float_reason is not None and words in found.float_reason
-        assert found.figure == found.float_figure
-        assert found.bound.harmful == found.bound.helpful == 0
+        assert found.judged.figure == found.judged.float_figure
+        assert found.judged.bound.harmful == found.judged.bound.helpful == 0
 
 
 def test_each_graph_was_executed_from_its_own_file(
     runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = finished(runs, tmp_path, monkeypatch, FASTER)
-    assert found.executed.count(Numbers.INTEGER) == 4, "two convolutions, the pool, the last layer"
-    assert found.float_executed.count(Numbers.INTEGER) == 0
-    assert found.float_executed.bytes_moved > found.executed.bytes_moved
+    assert found.ran.executed.count(Numbers.INTEGER) == 4, "two convolutions, the pool, the last layer"
+    assert found.ran.float_executed.count(Numbers.INTEGER) == 0
+    assert found.ran.float_executed.bytes_moved > found.ran.executed.bytes_moved

@@ -24,6 +24,7 @@ from fewbits.measurement.quality import Quality
 from fewbits.search import job, loop
 from fewbits.search.building import Candidate
 from fewbits.search.preparing import Request, prepare
+from fewbits.search.repairing import unrepaired
 from fewbits.search.verdict_data import assign_parts
 from fewbits.targets import integer_nodes
 
@@ -52,7 +53,7 @@ class Drawn:
 
     def __exit__(self, *error: object) -> None: ...
 
-    def compare(self, candidate: Any, progress: Any, *, stage: str, limit: int | None = None) -> Outcome:
+    def compare(self, candidate: Any, progress: Any, *, stage: str, limit: int | None = None, **more: Any) -> Outcome:
         data = candidate.read_bytes() if isinstance(candidate, Path) else candidate
         examples = self._examples[:limit]
         wrong = np.zeros(len(examples), dtype=bool)
@@ -81,6 +82,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, runs: ModuleType, tmp_path: Path) -> 
     monkeypatch.setattr(loop, "build", drawn_build)
     monkeypatch.setattr(job, "observe", lambda *args, **options: NOTHING)
     monkeypatch.setattr(job, "measure_performance", lambda *args, **options: SimpleNamespace(of_float=lambda: None))
+    monkeypatch.setattr(job, "repair", lambda prepared, statistics, *rest: unrepaired(prepared, statistics))
     monkeypatch.setattr(job, "read_executed", lambda *args: None)
     monkeypatch.setattr(job, "make_golden", lambda *args, **options: b"")
     monkeypatch.setattr(job, "RUNTIMES", {"ort": SimpleNamespace(executed=lambda *args: ())})

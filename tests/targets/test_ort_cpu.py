@@ -533,11 +533,11 @@ def test_every_rule_of_the_table_is_built_by_some_case(net: Any) -> None:
     assert set(resolve_target("ort-cpu").rules) <= built
 
 
-def test_float16_stays_float_with_its_reason(net: Any, bench: Any) -> None:
+def test_float64_stays_float_with_its_reason(net: Any, bench: Any) -> None:
     n = net()
-    x = n.input(IMAGE, dtype=TensorProto.FLOAT16)
-    w = n.const(n.rng.standard_normal((16, 16, 3, 3)) * 0.1, dtype=np.float16)
-    n.output(n.op("Conv", x, w, name="c"), dtype=TensorProto.FLOAT16)
+    x = n.input(("N", 16), dtype=TensorProto.DOUBLE)
+    w = n.const(n.rng.standard_normal((16, 16)) * 0.1, dtype=np.float64)
+    n.output(n.op("MatMul", x, w, name="c"), dtype=TensorProto.DOUBLE)
     case = bench.run(n)
     assert case.placement.kept_float["c"].slug == "not-float32"
     assert case.placement.sites == ()

@@ -207,6 +207,11 @@ class OutputFolder:
             raise ValueError(f"{MANIFEST_NAME} is written by commit()")
         return self._temporary / name
 
+    @property
+    def folder(self) -> Path:
+        """The hidden folder that will become the output: what is large may be written there from the start."""
+        return self._temporary
+
     def write(self, name: str, data: bytes) -> Path:
         """Writes one file into the folder and returns its present path; a name may be used once."""
         path = self.path(name)

@@ -46,7 +46,7 @@ def job_options(function: Function) -> Function:
             click.option(
                 "--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists."
             ),
-            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8."),
+            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a16."),
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
             click.option(
                 "--effort",
@@ -65,6 +65,7 @@ def job_options(function: Function) -> Function:
             ),
             click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first."),
             click.option("--allow-slower", is_flag=True, help="Hand over a quantized file even if float is faster."),
+            click.option("--max-memory", metavar="4GB", help="Memory that the run may take. Default: what is free."),
             click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="Of all randomness."),
             click.option(
                 "--jobs",
@@ -97,6 +98,26 @@ def parse_duration(text: str | None) -> float | None:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--time-budget {text!r} is not a time; write 90s, 10m or 1h")
     return seconds
+
+
+def parse_size(text: str | None) -> int | None:
+    """Returns bytes: ``500MB``, ``4GB``, ``1.5GiB`` or a plain number.
+
+    >>> parse_size("4GB"), parse_size("1GiB"), parse_size("500"), parse_size(None)
+    (4000000000, 1073741824, 500, None)
+    """
+    if text is None:
+        return None
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "b": 1.0}
+    lower = text.strip().lower()
+    unit = next((name for name in units if lower.endswith(name)), "")
+    try:
+        count = float(lower.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        count = -1.0
+    if not 1 <= count < 2**63:
+        raise click.UsageError(f"--max-memory {text!r} is not a size; write 500MB or 4GB")
+    return int(count)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from fewbits.cli._common import (
     notices,
     output_options,
     parse_duration,
+    parse_size,
     progress_line,
     say,
     say_json,
@@ -61,7 +62,7 @@ def command(
                 time_budget=parse_duration(time_budget),
                 progress=progress,
                 notice=notices(quiet),
-                **options,
+                **{**options, "max_memory": parse_size(options["max_memory"])},
             )
         assert place is not None
         write_atomic(place, result.plan.to_json().encode())
@@ -80,15 +81,16 @@ def command(
             say(result.report.headline)
             say(f"plan: {place}")
         return int(result.exit_code)
-    if options["scheme"] is not None or plan_file is not None:
-        raise UsageError("a forecast needs no --scheme and no --plan; leave them out", slug="options")
-    unused = ("scheme", "jobs", "allow_slower")  # they change how a run works, not what it takes
+    if plan_file is not None:
+        raise UsageError("a forecast needs no --plan; leave it out", slug="options")
+    unused = ("jobs", "allow_slower", "max_memory")  # they change how a run works, not what it takes
     found = plan(
         model,
         data=data,
         eval=evaluation,
         max_drop=max_drop or DEFAULT_MAX_DROP,
         time_budget=parse_duration(time_budget),
+        max_memory=parse_size(options["max_memory"]),
         **{key: value for key, value in options.items() if key not in unused},
     )
     if place is not None:

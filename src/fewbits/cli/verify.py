@@ -35,7 +35,9 @@ def command(
         say_json({"schema_version": 1, **asdict(found)})
         return 0
     say(f"{found.files} files are as they were written")
-    if found.golden_equal:
+    if found.golden_equal is None:
+        say("golden outputs were not kept: the run did not run the model")
+    elif found.golden_equal:
         say("golden outputs equal to the bit")
     else:
         say("golden outputs equal but for rounding (another runtime or CPU than the one recorded)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fewbits.numerics.qtensor import QParams, QTensor
@@ -27,7 +28,15 @@ class Exporter(ABC):
     """Writes one file format."""
 
     @abstractmethod
-    def open(self, model: Any, plan: Plan, *, integer: tuple[str, ...], metadata: Mapping[str, str]) -> Sink:
+    def open(
+        self,
+        model: Any,
+        plan: Plan,
+        *,
+        integer: tuple[str, ...],
+        metadata: Mapping[str, str],
+        data_file: Path | None = None,
+    ) -> Sink:
         """Returns a sink.
 
         Args:
@@ -35,4 +44,5 @@ class Exporter(ABC):
           plan: What is being written.
           integer: Nodes that run in integers under the plan.
           metadata: Key-value pairs for the file's own metadata.
+          data_file: Where large tensors go, written as they come; None where all are inside the file.
         """

@@ -7,13 +7,16 @@ Names, doc strings and annotations of the model stay; every new name is the tens
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from fewbits.export._data_file import LEAST_OUTSIDE_BYTES, DataFile
 from fewbits.export.base import Exporter, Sink
+from fewbits.models.onnx.editing import int_attribute
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerChannel
 from fewbits.numerics.qtensor import QParams, QTensor
@@ -40,7 +43,16 @@ _READ_FORM = {"Shape", "Size"}
 class _QdqSink(Sink):
     """Edits a copy of the graph, site by site."""
 
-    def __init__(self, model: OnnxModel, plan: Plan, integer: tuple[str, ...], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        plan: Plan,
+        integer: tuple[str, ...],
+        metadata: Mapping[str, str],
+        outside: DataFile | None,
+    ) -> None:
+        self._outside = outside
+        self._stored = {d.site for d in plan.decisions if d.stored}
         self._model = model
         self._ir = model.ir_model.clone()
         self._graph = self._ir.graph
@@ -56,6 +68,8 @@ class _QdqSink(Sink):
     def write(self, site: Site, value: QTensor | QParams) -> None:
         if isinstance(value, QParams):
             self._write_activation(site, value)
+        elif site.name in self._stored:
+            self._write_stored(site, value)
         else:
             self._write_constant(site, value)
 
@@ -65,6 +79,8 @@ class _QdqSink(Sink):
         self._graph.sort()
         RemoveUnusedNodesPass()(self._ir)  # a DQ whose only reader now moves the codes themselves
         _drop_unread_initializers(self._graph)
+        if self._outside is not None:
+            self._outside.take_over(self._graph)
         proto = ir.to_proto(self._ir)
         annotated = self._model.annotated
         kept = [info for info in proto.graph.value_info if info.name in annotated]
@@ -81,7 +97,12 @@ class _QdqSink(Sink):
 
     def _initializer(self, base: str, array: np.ndarray) -> ir.Value:
         name = self._name(base)
-        tensor = ir.tensor(np.array(array, order="C"), name=name)
+        outside = self._outside
+        tensor: ir.TensorProtocol
+        if outside is not None and array.nbytes >= LEAST_OUTSIDE_BYTES:
+            tensor = outside.append(np.ascontiguousarray(array), name)
+        else:
+            tensor = ir.tensor(np.array(array, order="C"), name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
@@ -119,6 +140,52 @@ class _QdqSink(Sink):
         for user, index in tuple(old.uses()):
             if user.name in self._integer:
                 user.replace_input_with(index, node.outputs[0])
+
+    def _write_stored(self, site: Site, value: QTensor) -> None:
+        """Lets all readers of a fixed tensor read its dequantized codes; what picks rows of it picks rows of codes."""
+        old = self._values[site.name]
+        codes, scale = np.asarray(value.codes), np.asarray(value.scale, dtype=np.float32)
+        uses = tuple(old.uses())
+        rows = [(node, index) for node, index in uses if node.op_type == "Gather" and index == 0]
+        others = [(node, index) for node, index in uses if (node, index) not in rows]
+        assert isinstance(value.scheme.granularity, PerChannel)
+        axis = value.scheme.granularity.axis
+        turned = all(node.op_type == "Gemm" and int_attribute(node, "transB", 0) for node, _ in uses)
+        if turned:  # the runtime fuses the dequantization of a weight that lies as [in, out] only
+            codes, axis = np.ascontiguousarray(codes.T), 1
+            for node, _ in others:
+                node.attributes["transB"] = ir.AttrInt64("transB", 0)
+        held = self._initializer(f"{site.name}_q", codes)
+        if others:
+            inputs = [held, self._initializer(f"{site.name}_s", scale.reshape(-1))]
+            inputs.append(self._zero_point(np.zeros(scale.size, codes.dtype)))
+            node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=self._name(f"{site.name}_dq"))
+            node.outputs[0].name = self._name(f"{site.name}_f")
+            self._graph.append(node)
+            for user, index in others:
+                user.replace_input_with(index, node.outputs[0])
+        if rows:
+            scales = self._initializer(f"{site.name}_rows", scale)
+            for user, _ in rows:
+                self._gather_codes(user, held, scales)
+
+    def _gather_codes(self, gather: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
+        """Turns Gather of values into Gather of codes, times the scales of the same rows."""
+        old = gather.outputs[0]
+        name, attributes = gather.name or "gather", dict(gather.attributes)
+        gather.replace_input_with(0, codes)
+        picked = ir.node("Gather", [scales, gather.inputs[1]], attributes=attributes, name=self._name(f"{name}_scale"))
+        wide = ir.node("Cast", [None], attributes={"to": int(ir.DataType.FLOAT)}, name=self._name(f"{name}_cast"))
+        made = ir.node("Mul", [wide.outputs[0], picked.outputs[0]], name=self._name(f"{name}_dq"))
+        ir.convenience.replace_all_uses_with(old, made.outputs[0], replace_graph_outputs=True)
+        wide.replace_input_with(0, old)
+        taken = old.name
+        old.name, old.type = self._name(f"{taken}_q"), ir.TensorType(codes.dtype or ir.DataType.INT8)
+        made.outputs[0].name, made.outputs[0].shape = taken, old.shape
+        made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        for node in (picked, wide):
+            node.outputs[0].name = self._name(f"{node.name}_out")
+        self._graph.extend([picked, wide, made])
 
     def _write_activation(self, site: Site, value: QParams) -> None:
         """Puts Q and DQ behind a tensor."""
@@ -244,8 +311,16 @@ def _drop_unread_initializers(graph: Any) -> None:
 class OnnxQdq(Exporter):
     """Standard QDQ ONNX."""
 
-    def open(self, model: OnnxModel, plan: Plan, *, integer: tuple[str, ...], metadata: Mapping[str, str]) -> Sink:
-        return _QdqSink(model, plan, integer, metadata)
+    def open(
+        self,
+        model: OnnxModel,
+        plan: Plan,
+        *,
+        integer: tuple[str, ...],
+        metadata: Mapping[str, str],
+        data_file: Path | None = None,
+    ) -> Sink:
+        return _QdqSink(model, plan, integer, metadata, None if data_file is None else DataFile(data_file))
 
 
 EXPORTER: Exporter = OnnxQdq()

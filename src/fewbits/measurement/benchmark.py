@@ -17,6 +17,27 @@ QUANTIZED = "quantized"
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model on disk.
+
+    Args:
+      model: The ONNX file.
+      data_folder: Where its external data lie, if not beside it.
+      external_bytes: Bytes of these.
+    """
+
+    model: Path
+    data_folder: Path | None = None
+    external_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, external data included."""
+        return self.model.stat().st_size + self.external_bytes
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Performance:
     """What running the two files costs.
 
@@ -58,17 +79,25 @@ class Performance:
 
 
 def quick_speedup(
-    float_model: bytes, candidate: bytes, *, feeds: Tensors, options: Options, seconds: float, seed: int
+    models: tuple[bytes, bytes], *, feeds: Tensors, options: Options, seconds: float, seed: int
 ) -> Speedup:
-    """Returns roughly how much faster a candidate is than float: enough to see that it is not, before more is tried."""
+    """Returns roughly how much faster the second model is than the first: enough to see whether it is.
+
+    Args:
+      models: The two; the data folder of the options is the first one's.
+      feeds: One example.
+      options: Session options.
+      seconds: How long is measured.
+      seed: Of the order.
+    """
     runtime = RUNTIMES["ort"]
-    first, second = runtime.open(float_model, options), runtime.open(candidate, options)
+    first, second = runtime.open(models[0], options), runtime.open(models[1], replace(options, data_folder=None))
     runs = {FLOAT: lambda: first.run(feeds), QUANTIZED: lambda: second.run(feeds)}
     return measure_latency(runs, baseline=FLOAT, seconds=seconds, seed=seed).speedups[QUANTIZED]
 
 
 def measure_performance(
-    files: tuple[Path, Path], *, feeds: Tensors, batch: int, options: Options, seconds: float, seed: int
+    files: tuple[ModelFiles, ModelFiles], *, feeds: Tensors, batch: int, options: Options, seconds: float, seed: int
 ) -> Performance:
     """Returns what running the float and the quantized file costs.
 
@@ -80,9 +109,13 @@ def measure_performance(
       seconds: How long is measured.
       seed: Of the order.
     """
+    own = {
+        name: replace(options, data_folder=file.data_folder)
+        for name, file in zip((FLOAT, QUANTIZED), files, strict=True)
+    }
     float_file, quantized_file = files
     runtime = RUNTIMES["ort"]
-    sessions = {name: runtime.open(f, options) for name, f in ((FLOAT, float_file), (QUANTIZED, quantized_file))}
+    sessions = {name: runtime.open(f.model, own[name]) for name, f in zip((FLOAT, QUANTIZED), files, strict=True)}
     latency = measure_latency(
         {
             FLOAT: lambda: sessions[FLOAT].run(feeds),
@@ -98,10 +131,10 @@ def measure_performance(
         timing=latency.timings[QUANTIZED],
         float_timing=latency.timings[FLOAT],
         speedup=latency.speedups[QUANTIZED],
-        peak_bytes=peak_bytes(quantized_file, options, feeds),
-        float_peak_bytes=peak_bytes(float_file, options, feeds),
-        quantized_bytes=quantized_file.stat().st_size,
-        float_bytes=float_file.stat().st_size,
+        peak_bytes=peak_bytes(quantized_file.model, own[QUANTIZED], feeds),
+        float_peak_bytes=peak_bytes(float_file.model, own[FLOAT], feeds),
+        quantized_bytes=quantized_file.size,
+        float_bytes=float_file.size,
         options=options,
         runtime=runtime.name,
         batch=batch,

@@ -103,7 +103,9 @@ def replay_golden(model: Path, golden: bytes) -> Replay:
             slug="golden-broken",
         )
     # The bytes and not the path: the runtime takes no path that the locale cannot decode.
-    outputs = RUNTIMES["ort"].open(model.read_bytes(), Options(threads=int(recipe["threads"]))).run(inputs)
+    folder = model.parent.resolve() if model.with_name(f"{model.name}.data").exists() else None
+    options = Options(threads=int(recipe["threads"]), data_folder=folder)
+    outputs = RUNTIMES["ort"].open(model.read_bytes(), options).run(inputs)
     equal = all(name in outputs and outputs[name].tobytes() == value.tobytes() for name, value in stored.items())
     same_place = recipe["runtime"] == RUNTIMES["ort"].name and recipe["isa"] == list(cpu_flags())
     sqnr = float("inf") if equal else _sqnr(stored, outputs)

@@ -1,6 +1,6 @@
 """Peak memory of opening and running a file: a process of its own, read from the kernel's high-water mark.
 
-    python -m fewbits.measurement.memory MODEL THREADS INPUTS.npz
+    python -m fewbits.measurement.memory MODEL THREADS INPUTS.npz DATA_FOLDER
 
 prints the bytes by which the peak exceeds the process before it opened the model.
 """
@@ -31,7 +31,8 @@ def peak_bytes(model: Path, options: Options, feeds: Tensors) -> int | None:
     with tempfile.TemporaryDirectory(prefix="fewbits-memory-") as folder:
         inputs = Path(folder) / "inputs.npz"
         np.savez(inputs, **dict(feeds))  # type: ignore[arg-type]
-        command = [sys.executable, "-m", "fewbits.measurement.memory", str(model), str(options.threads), str(inputs)]
+        command = [sys.executable, "-P", "-m", "fewbits.measurement.memory", str(model), str(options.threads)]
+        command += [str(inputs), "" if options.data_folder is None else str(options.data_folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=True)
             return int(done.stdout.strip())
@@ -46,7 +47,7 @@ def _status(key: str) -> int:
     return 0
 
 
-def _main(model: str, threads: str, inputs: str) -> None:
+def _main(model: str, threads: str, inputs: str, folder: str) -> None:
     import onnxruntime  # noqa: F401  (loaded before the baseline: the library is not the model)
 
     from fewbits.runtimes.ort import RUNTIME
@@ -54,11 +55,11 @@ def _main(model: str, threads: str, inputs: str) -> None:
     with np.load(inputs, allow_pickle=False) as file:
         feeds = {name: file[name] for name in file.files}
     before = _status("VmRSS")
-    session = RUNTIME.open(Path(model), Options(threads=int(threads)))
+    session = RUNTIME.open(Path(model), Options(threads=int(threads), data_folder=Path(folder) if folder else None))
     for _ in range(_RUNS):
         session.run(feeds)
     sys.stdout.write(str(max(0, _status("VmHWM") - before)))
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:4])
+    _main(*sys.argv[1:5])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
@@ -111,7 +111,8 @@ class Reference:
     def prepare(self, progress: Progress, *, stage: str) -> np.ndarray:
         """Returns the float model's scores, [n]; runs it once and keeps its outputs."""
         if self._scores is None:
-            session = RUNTIMES["ort"].open(self._model.original, self._options)
+            options = replace(self._options, data_folder=self._model.folder)
+            session = RUNTIMES["ort"].open(self._model.original, options)
             scores, done = [], 0
             for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
                 check_values(batch)
@@ -124,17 +125,26 @@ class Reference:
             self._scores = np.concatenate(scores)
         return self._scores
 
-    def compare(self, candidate: bytes | Path, progress: Progress, *, stage: str, limit: int | None = None) -> Outcome:
+    def compare(
+        self,
+        candidate: bytes | Path,
+        progress: Progress,
+        *,
+        stage: str,
+        limit: int | None = None,
+        data_folder: Path | None = None,
+    ) -> Outcome:
         """Returns the paired outcome of a candidate.
 
         Args:
           candidate: The file, or its bytes.
           progress: Told of each batch.
           stage: Name for the progress.
+          data_folder: Where its external data lie, if not beside it.
           limit: Only about the first so many examples (whole batches); all where None.
         """
         float_scores = self.prepare(progress, stage="float model")
-        session = RUNTIMES["ort"].open(candidate, self._options)
+        session = RUNTIMES["ort"].open(candidate, replace(self._options, data_folder=data_folder))
         meter, scores, done = QualityMeter(), [], 0
         for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
             if limit is not None and done >= limit:

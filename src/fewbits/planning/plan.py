@@ -18,7 +18,7 @@ _PART_KEYS = (
     "schema_version", "target", "seed", "calibration_examples", "split", "hashes", "versions", "transforms", "sites",
     "links",
 )  # fmt: skip
-_SITE_KEYS = ("site", "role", "op", "node", "scheme", "range", "rounder", "reason")
+_SITE_KEYS = ("site", "role", "op", "node", "scheme", "stored", "range", "rounder", "reason")
 
 
 @final
@@ -35,6 +35,7 @@ class Decision:
       range_rule: Range rule with its parameter, e.g. ``percentile:99.99``; None for minmax, and where float.
       rounder: How codes are chosen; None for activations and where float.
       reason: Why, in words.
+      stored: Whether codes are only how the tensor is stored: it is dequantized before it is used.
     """
 
     site: str
@@ -45,6 +46,7 @@ class Decision:
     range_rule: str | None
     rounder: str | None
     reason: str
+    stored: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -139,6 +141,7 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "op": decision.op,
         "node": decision.node,
         "scheme": FLOAT if decision.scheme is None else decision.scheme.name,
+        **({"stored": True} if decision.stored else {}),
         "range": decision.range_rule,
         "rounder": decision.rounder,
         "reason": decision.reason,
@@ -203,6 +206,13 @@ def _word(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _optional_word(row: Mapping[str, Any], key: str, where: str) -> str | None:
     return None if row.get(key) is None else _word(row, key, where)
+
+
+def _flag(row: Mapping[str, Any], key: str, where: str) -> bool:
+    value = row.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: {key!r} is {value!r}, expected true or false")
+    return value
 
 
 def _count(row: Mapping[str, Any], key: str) -> int:
@@ -274,4 +284,5 @@ def _decision_from_dict(row: dict[str, Any], index: int) -> Decision:
         range_rule=_optional_word(row, "range", where) if scheme else None,
         rounder=_optional_word(row, "rounder", where) if scheme else None,
         reason=_optional_word(row, "reason", where) or "",
+        stored=_flag(row, "stored", where) and scheme is not None,
     )

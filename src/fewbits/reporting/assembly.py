@@ -13,10 +13,10 @@ from fewbits.measurement.latency import Speedup, Timing
 from fewbits.planning.macs import count_macs
 from fewbits.planning.record import Record
 from fewbits.reporting import schema
-from fewbits.reporting.words import headline
+from fewbits.reporting.words import faster, headline, smaller
 from fewbits.runtimes.base import Numbers
 from fewbits.search.building import SiteFacts
-from fewbits.search.job import Finished
+from fewbits.search.finished import Finished, Judged, Ran
 from fewbits.search.preparing import versions
 
 _FLOAT_SCHEME = "float32"
@@ -31,16 +31,18 @@ def assemble(run: Finished) -> schema.Report:
         verdict="no budget" if run.verdict is None else run.verdict.status,
         float_kept=run.float_kept,
         warnings=run.warnings,
-        metric=_metric(run),
+        metric=_metric(run, run.judged),
         size=schema.Size(
-            float_bytes=run.performance.float_bytes,
-            quantized_bytes=run.performance.quantized_bytes,
-            ratio=run.performance.float_bytes / run.performance.quantized_bytes,
+            float_bytes=prepared.model.file_bytes,
+            quantized_bytes=run.file_bytes,
+            ratio=prepared.model.file_bytes / run.file_bytes,
         ),
-        latency=_latency(run),
+        latency=schema.Latency() if run.ran is None else _latency(run.ran),
         memory=_memory(run),
-        executed=_executed(run),
-        flips=schema.Flips(harmful=run.bound.harmful, helpful=run.bound.helpful),
+        executed=schema.Executed() if run.ran is None else _executed(run, run.ran),
+        flips=schema.Flips()
+        if run.judged is None
+        else schema.Flips(harmful=run.judged.bound.harmful, helpful=run.judged.bound.helpful),
         layers=_layers(run),
         search=tuple(
             schema.Candidate(
@@ -61,7 +63,9 @@ def assemble(run: Finished) -> schema.Report:
             parameters=prepared.model.parameters,
             macs=sum(count_macs(run.graph).values()),
         ),
-        data=schema.DataFacts(
+        data=schema.DataFacts()
+        if parts is None
+        else schema.DataFacts(
             calibration_examples=len(parts.calibration),
             selection_examples=len(parts.selection),
             verdict_examples=len(parts.verdict),
@@ -75,6 +79,8 @@ def assemble(run: Finished) -> schema.Report:
         reasons=_reasons(run),
     )
     sentence = f"Float model kept: {run.float_reason}." if run.float_kept else headline(report)
+    if run.judged is None and not run.float_kept:
+        sentence = _weights_sentence(run, report)
     empty = schema.nulls(report)
     # A reason stands only where a value is missing.
     reasons = {
@@ -83,36 +89,49 @@ def assemble(run: Finished) -> schema.Report:
     return report.model_copy(update={"headline": sentence, "reasons": reasons})
 
 
+def _weights_sentence(run: Finished, report: schema.Report) -> str:
+    """Returns the first line where nothing was judged: what was done, and what is not known."""
+    gains = ", ".join(text for text in (smaller(report), faster(report)) if text)
+    count = len(run.candidate.plan.quantized)
+    return f"{count} weights stored in 8 bits, {gains}; the loss was not measured: {run.unmeasured}."
+
+
 def _isa() -> str:
     """Returns the widest instruction set for 8-bit products that this CPU has."""
     wide = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp")
     return next((flag for flag in wide if flag in cpu_flags()), "unknown")
 
 
-def _metric(run: Finished) -> schema.Metric:
-    metric, bound = run.prepared.metric, run.bound
-    quality = run.outcome_quality
+def _metric(run: Finished, judged: Judged | None) -> schema.Metric:
+    metric = run.prepared.metric
     points = metric.bounds == (0.0, 1.0)
-    return schema.Metric(
+    named = schema.Metric(
         name=metric.name,
         direction="higher" if metric.higher_is_better else "lower",
         unit="points" if points else "relative",
-        float=run.float_figure,
-        quantized=run.figure,
-        drop=bound.drop,
-        bound=bound.bound,
-        method=bound.method,
-        confidence=bound.confidence,
+        confidence=run.prepared.request.confidence,
         budget=run.prepared.request.max_drop,
-        examples=bound.n,
-        examples_needed=None if run.verdict is None else run.verdict.examples_needed,
-        split="verdict part: played no part in choosing ranges or nodes",
-        quality=schema.Quality(kl=quality.kl, sqnr_db=quality.sqnr_db, agreement=quality.agreement),
     )
+    if judged is None:
+        return named
+    bound, quality = judged.bound, judged.quality
+    figures = {
+        "float": judged.float_figure,
+        "quantized": judged.figure,
+        "drop": bound.drop,
+        "bound": bound.bound,
+        "method": bound.method,
+        "confidence": bound.confidence,
+        "examples": bound.n,
+        "examples_needed": None if judged.verdict is None else judged.verdict.examples_needed,
+        "split": "verdict part: played no part in choosing ranges or nodes",
+        "quality": schema.Quality(kl=quality.kl, sqnr_db=quality.sqnr_db, agreement=quality.agreement),
+    }
+    return schema.Metric.model_validate({**named.model_dump(), **figures})
 
 
-def _latency(run: Finished) -> schema.Latency:
-    performance = run.performance
+def _latency(ran: Ran) -> schema.Latency:
+    performance = ran.performance
     speedup = performance.speedup
     return schema.Latency(
         float_ms=performance.float_timing.p50_ms,
@@ -134,7 +153,7 @@ def _latency(run: Finished) -> schema.Latency:
 
 
 def _memory(run: Finished) -> schema.Memory:
-    performance = run.performance
+    ran = run.ran
     graph = run.graph
     running = set() if run.float_kept else set(run.candidate.integer)
     variant = run.prepared.target.variant
@@ -144,13 +163,13 @@ def _memory(run: Finished) -> schema.Memory:
     floats = model.parameters - sum(sites[name].elements for name in stored)
     weights = 4 * floats + sum(_stored_bytes(sites[name]) for name in stored)
     return schema.Memory(
-        peak_bytes=performance.peak_bytes,
+        peak_bytes=None if ran is None else ran.performance.peak_bytes,
         weights_bytes=weights,
-        bytes_moved=run.executed.bytes_moved,
+        bytes_moved=None if ran is None else ran.executed.bytes_moved,
         mac_bits=mac_bits(graph, running, activation_bits=variant.activation.bits, weight_bits=variant.weight.bits),
-        float_peak_bytes=performance.float_peak_bytes,
+        float_peak_bytes=None if ran is None else ran.performance.float_peak_bytes,
         float_weights_bytes=4 * model.parameters,
-        float_bytes_moved=run.float_executed.bytes_moved,
+        float_bytes_moved=None if ran is None else ran.float_executed.bytes_moved,
     )
 
 
@@ -159,16 +178,19 @@ def _stored_bytes(facts: SiteFacts) -> int:
     return round(bits / 8)
 
 
-def _executed(run: Finished) -> schema.Executed:
-    executed = run.executed
+def _executed(run: Finished, ran: Ran) -> schema.Executed:
+    executed = ran.executed
+    left = {island.node for island in executed.islands}
+    mended = () if run.float_kept else tuple(i for i in run.repairs.before if i.node not in left)
     return schema.Executed(
         integer_nodes=executed.count(Numbers.INTEGER),
         float_nodes=executed.count(Numbers.FLOAT),
         by_dtype=executed.by_dtype,
         kernels=executed.kernels,
         islands=tuple(
-            schema.Island(node=island.node, op=island.op, rule=island.rule, repaired=False, why=island.why)
-            for island in executed.islands
+            schema.Island(node=island.node, op=island.op, rule=island.rule, repaired=repaired, why=island.why)
+            for repaired, islands in ((False, executed.islands), (True, mended))
+            for island in islands
         ),
     )
 
@@ -212,6 +234,11 @@ def _reasons(run: Finished) -> dict[str, str]:
         "latency.speedup_high": "too few blocks for an interval",
         "latency.speedup_low": "too few blocks for an interval",
     }
+    if run.judged is None:
+        reasons |= dict.fromkeys(("metric", "flips", "data"), run.unmeasured)
+    if run.ran is None:
+        peaks = ("memory.peak_bytes", "memory.float_peak_bytes")
+        reasons |= dict.fromkeys(("latency", "memory", "executed", *peaks), run.unmeasured)
     if run.verdict is not None and run.verdict.status == "undecided":
         reasons["metric.examples_needed"] = run.verdict.reason
     return reasons
@@ -219,37 +246,57 @@ def _reasons(run: Finished) -> dict[str, str]:
 
 def records(run: Finished) -> tuple[Record, ...]:
     """Returns the measured facts that do not depend on the clock."""
-    bound = run.bound
-    name = run.prepared.metric.name
-    unit = "points" if run.prepared.metric.bounds == (0.0, 1.0) else "relative"
-    seed = run.prepared.request.seed
-    where = {"split": "verdict", "runtime": run.performance.runtime, "threads": str(run.performance.options.threads)}
+    prepared = run.prepared
+    name, seed = prepared.metric.name, prepared.request.seed
+    unit = "points" if prepared.metric.bounds == (0.0, 1.0) else "relative"
+    runtime = {} if run.ran is None else {"runtime": run.ran.performance.runtime}
+    where = {"split": "verdict", **runtime, "threads": str(prepared.request.threads)}
 
     def fact(metric: str, subject: str, value: float | None, unit: str, **more: Any) -> Record:
         return Record(metric=metric, subject=subject, value=value, unit=unit, seed=seed, conditions=where, **more)
 
-    quality = run.outcome_quality
-    return (
-        fact(name, "float", run.float_figure, "metric", n=bound.n),
-        fact(name, "quantized", run.figure, "metric", n=bound.n),
-        fact(f"{name} loss", "difference", bound.drop, unit, bound=bound.bound, n=bound.n),
-        fact("harmful flips", "difference", float(bound.harmful), "examples", n=bound.n),
-        fact("helpful flips", "difference", float(bound.helpful), "examples", n=bound.n),
-        fact("kl", "difference", quality.kl, "nats per example", n=bound.n),
-        fact("sqnr", "difference", quality.sqnr_db if quality.sqnr_db < float("inf") else None, "dB", n=bound.n),
-        fact("size", "float", float(run.performance.float_bytes), "bytes"),
-        fact("size", "quantized", float(run.performance.quantized_bytes), "bytes"),
-        fact("integer nodes", "quantized", float(run.executed.count(Numbers.INTEGER)), "nodes"),
-        fact("float nodes", "quantized", float(run.executed.count(Numbers.FLOAT)), "nodes"),
-    )
+    found = []
+    if run.judged is not None:
+        bound, quality = run.judged.bound, run.judged.quality
+        sqnr = quality.sqnr_db if quality.sqnr_db < float("inf") else None
+        found += [
+            fact(name, "float", run.judged.float_figure, "metric", n=bound.n),
+            fact(name, "quantized", run.judged.figure, "metric", n=bound.n),
+            fact(f"{name} loss", "difference", bound.drop, unit, bound=bound.bound, n=bound.n),
+            fact("harmful flips", "difference", float(bound.harmful), "examples", n=bound.n),
+            fact("helpful flips", "difference", float(bound.helpful), "examples", n=bound.n),
+            fact("kl", "difference", quality.kl, "nats per example", n=bound.n),
+            fact("sqnr", "difference", sqnr, "dB", n=bound.n),
+        ]
+    found += [
+        fact("size", "float", float(prepared.model.file_bytes), "bytes"),
+        fact("size", "quantized", float(run.file_bytes), "bytes"),
+    ]
+    if run.ran is not None:
+        found += [
+            fact("integer nodes", "quantized", float(run.ran.executed.count(Numbers.INTEGER)), "nodes"),
+            fact("float nodes", "quantized", float(run.ran.executed.count(Numbers.FLOAT)), "nodes"),
+        ]
+    return tuple(found)
 
 
 def timings(run: Finished) -> str:
     """Returns timings.json: everything that a clock measured, every block of it, and the seconds of each stage."""
-    performance = run.performance
-    latency = performance.latency
-    document = {
+    head = {
         "schema_version": 1,
+        "cpu": cpu_name(),
+        "isa": list(cpu_flags()),
+        "stage_seconds": dict(run.seconds),
+        "repairs": list(run.repairs.timings),
+    }
+    document = head if run.ran is None else {**_measured(run.ran), **head}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _measured(ran: Ran) -> dict[str, Any]:
+    performance = ran.performance
+    latency = performance.latency
+    return {
         "float": _timing(performance.float_timing),
         "quantized": _timing(performance.timing),
         "speedup": _speedup(performance.speedup),
@@ -257,16 +304,12 @@ def timings(run: Finished) -> str:
         "batch": performance.batch,
         "options": performance.options.describe(),
         "runtime": performance.runtime,
-        "cpu": cpu_name(),
-        "isa": list(cpu_flags()),
         "memory": {"peak_bytes": performance.peak_bytes, "float_peak_bytes": performance.float_peak_bytes},
         "nodes": [
             {"node": node.name, "op": node.op, "numbers": node.numbers.value, "microseconds": node.microseconds}
-            for node in run.executed.nodes
+            for node in ran.executed.nodes
         ],
-        "stage_seconds": dict(run.seconds),
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _timing(timing: Timing) -> dict[str, float]:

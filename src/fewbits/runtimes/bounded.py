@@ -94,7 +94,8 @@ class BoundedRunner:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
             return self._child
-        command = [sys.executable, "-m", "fewbits.runtimes.bounded"]
+        # -P: what lies in the working folder is not imported
+        command = [sys.executable, "-P", "-m", "fewbits.runtimes.bounded"]
         try:
             self._child = subprocess.Popen(
                 command,

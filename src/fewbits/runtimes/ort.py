@@ -19,6 +19,8 @@ _LOG_FATAL_ONLY = 4
 # Profiled runs; the first one allocates and is dropped.
 _PROFILED_RUNS = 4
 
+# Weight-only kernels: at default session options they round activations to 8 bits and multiply integers.
+_INTEGER_INSIDE = {"MatMulNBits"}
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear"}
 # Kernels that only move elements: what they move says nothing of how the model computes.
 _MOVES = {
@@ -46,13 +48,17 @@ def _session_options(options: Options) -> Any:
     return made
 
 
-def _open(model: bytes | Path, made: Any) -> Any:
+def _open(model: bytes | Path, options: Options, made: Any = None) -> Any:
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
-    source = model if isinstance(model, bytes) else str(model)
+    # A folder of external data is heeded for a model that comes as bytes.
+    bytewise = options.data_folder is not None and isinstance(model, Path)
+    source = model.read_bytes() if bytewise and isinstance(model, Path) else model
+    made = _session_options(options) if made is None else made
     try:
-        return ort.InferenceSession(source, made, providers=["CPUExecutionProvider"])
+        given = source if isinstance(source, bytes) else str(source)
+        return ort.InferenceSession(given, made, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises classes of its own that share no base
         raise ModelError(
             f"ONNX Runtime does not take the model: {_first_line(error)}", slug="runtime-refuses"
@@ -91,14 +97,14 @@ class Ort(Runtime):
         return f"onnxruntime {ort.__version__}"
 
     def open(self, model: bytes | Path, options: Options) -> Session:
-        return OrtSession(_open(model, _session_options(options)))
+        return OrtSession(_open(model, options))
 
     def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
         with tempfile.TemporaryDirectory(prefix="fewbits-profile-") as folder:
             made = _session_options(options)
             made.enable_profiling = True
             made.profile_file_prefix = str(Path(folder) / "profile")
-            session = _open(model, made)
+            session = _open(model, options, made)
             for _ in range(_PROFILED_RUNS):
                 OrtSession(session).run(feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -145,6 +151,8 @@ def _numbers(op: str, inputs: tuple[tuple[str, Any], ...], outputs: tuple[tuple[
         return Numbers.CONVERSION
     if op in _MOVES:
         return Numbers.MOVES if {kind for kind, _ in inputs[:1]} & (_EIGHT_BITS | _FLOATS) else Numbers.NEUTRAL
+    if op.split(".")[-1] in _INTEGER_INSIDE:
+        return Numbers.INTEGER
     kinds = {kind for kind, _ in (*inputs[:1], *outputs[:1])}
     if kinds & _EIGHT_BITS:
         return Numbers.INTEGER

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 
@@ -57,21 +58,34 @@ class Candidate:
 
 
 def build(
-    model: OnnxModel, plan: Plan, target: Target, statistics: Statistics, *, metadata: Mapping[str, str] | None = None
+    model: OnnxModel,
+    plan: Plan,
+    target: Target,
+    statistics: Statistics,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    data_file: Path | None = None,
 ) -> Candidate:
     """Returns the file that a plan means: the same plan and statistics give the same bytes.
 
+    Args:
+      model: The model.
+      plan: The plan.
+      target: The rules.
+      statistics: Of the activation sites.
+      metadata: Key-value pairs for the file.
+      data_file: Where large tensors go as they come; None for one file.
     Raises: what ``check_plan`` raises for a plan that the target cannot run.
     """
     integer = check_plan(model, target, plan)
-    sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {})
+    sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {}, data_file=data_file)
     facts = {}
     for site, value in stream(model, plan, target, statistics):
         sink.write(site, value)
         if isinstance(value, QParams):
             facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)
         else:
-            facts[site.name] = _constant_facts(value, model.weight(site.name))
+            facts[site.name] = _constant_facts(value, model.slabs(site.name))
     return Candidate(plan=plan, data=sink.close(), integer=integer, sites=facts)
 
 
@@ -79,15 +93,32 @@ def _decibels(signal: float, noise: float) -> float | None:
     return None if noise == 0 or signal == 0 else float(10 * np.log10(signal / noise))
 
 
-def _constant_facts(value: QTensor, original: np.ndarray) -> SiteFacts:
-    wrong = np.asarray(value.dequantize(), dtype=np.float64) - original
+def _constant_facts(value: QTensor, original: Iterator[np.ndarray]) -> SiteFacts:
+    """Returns the facts of a fixed tensor, whose values come in slabs along the first axis."""
+    signal = noise = 0.0
+    start = 0
+    for slab in original:
+        rows = slice(start, start + len(slab)) if slab.ndim else ...
+        part = _rows_of(value, rows)
+        signal += float((slab.astype(np.float64) ** 2).sum())
+        noise += float(((np.asarray(part.dequantize(), dtype=np.float64) - slab) ** 2).sum())
+        start += len(slab) if slab.ndim else 0
     groups = int(np.prod(value.scale.shape))
     return SiteFacts(
         bits_per_weight=value.bits_per_weight,
-        sqnr_db=_decibels(float((original.astype(np.float64) ** 2).sum()), float((wrong**2).sum())),
+        sqnr_db=_decibels(signal, noise),
         scale_bytes=groups * 5,
-        elements=int(original.size),
+        elements=int(np.prod(value.shape)),
     )
+
+
+def _rows_of(value: QTensor, rows: Any) -> QTensor:
+    """Returns some rows of a tensor, with their scales where each row has its own."""
+    codes = np.asarray(value.codes)[rows]
+    params = value.params
+    if params.scale.ndim and params.scale.shape[0] == value.shape[0]:
+        params = replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
+    return QTensor(codes=codes, params=params)
 
 
 def _activation_facts(value: QParams, histogram: Histogram | None, model: OnnxModel, name: str) -> SiteFacts:

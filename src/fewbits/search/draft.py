@@ -7,7 +7,7 @@ from dataclasses import replace
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, Site
-from fewbits.targets import Placement, place
+from fewbits.targets import Placement, place, place_stored
 from fewbits.targets.base import Target
 
 
@@ -59,6 +59,32 @@ def draft_plan(
         links=placed.links,
         transforms=model.steps,
     )
+
+
+def draft_stored(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:
+    """Returns the plan in which every weight that the target can hold in codes is held so, and all compute in float.
+
+    Args:
+      model: The model.
+      target: The rules.
+      base: Where seed, hashes and versions are taken from.
+    """
+    decisions = tuple(
+        Decision(
+            site=p.site.name,
+            role=p.site.role,
+            op=p.site.op,
+            node=p.site.node,
+            scheme=p.scheme,
+            range_rule="minmax",
+            rounder="nearest",
+            reason=p.reason,
+            stored=True,
+        )
+        for p in place_stored(model.view, target, target.variant.weight).sites
+    )
+    empty = Plan(target=target.full_name, decisions=())
+    return replace(base or empty, target=target.full_name, decisions=decisions, links=(), transforms=model.steps)
 
 
 def _float_reason(placed: Placement, site: Site) -> str:

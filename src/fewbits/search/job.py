@@ -2,85 +2,43 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from fewbits._base.memory import available_bytes
 from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
-from fewbits.evidence import PairedBound, smallest_certifiable_budget
-from fewbits.evidence.verdict import Verdict, decide
+from fewbits.evidence import smallest_certifiable_budget
+from fewbits.evidence.verdict import decide
 from fewbits.flow import observe
-from fewbits.measurement.benchmark import Performance, measure_performance, quick_speedup
-from fewbits.measurement.executed import ExecutedGraph, read_executed
+from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
+from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
-from fewbits.measurement.outcome import Outcome, Reference
-from fewbits.measurement.quality import Quality
+from fewbits.measurement.outcome import Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
+from fewbits.models.onnx.probing import probe_feeds
 from fewbits.planning.plan import Plan
-from fewbits.planning.site import GraphView, Role
+from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
-from fewbits.search.draft import draft_plan
+from fewbits.search.draft import draft_plan, draft_stored
+from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.loop import BudgetLoop, Task, Trial
 from fewbits.search.preparing import Prepared, Request, prepare
+from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place
 
+# A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
+_SESSION_COPIES = 2.2
+_NO_DATA = "no data were given to judge on"
 # Seconds after which it is plain whether a candidate is slower than float.
 _QUICK_SECONDS = 1.0
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Finished:
-    """A measured result.
-
-    Args:
-      prepared: What was asked and opened.
-      candidate: The best candidate, even where the float model is handed over instead.
-      data: The file that is handed over.
-      float_kept: Whether that is the float model.
-      float_reason: Why, in words; None otherwise.
-      trail: What the search tried.
-      bound: Bound on the loss, on verdict data.
-      verdict: None where no budget was asked for.
-      outcome_quality: Closeness on the verdict data.
-      float_figure: The metric of the float model on the verdict data.
-      figure: The same of the handed-over model.
-      performance: Latency and memory.
-      executed: The executed graph of the handed-over model.
-      float_executed: The same of the float model.
-      golden: Seeded inputs' outputs, by which the file can be verified later.
-      graph: View of the model.
-      seconds: How long each stage took.
-      warnings: What the reader must know.
-    """
-
-    prepared: Prepared
-    candidate: Candidate
-    data: bytes
-    float_kept: bool
-    float_reason: str | None
-    trail: tuple[Trial, ...]
-    bound: PairedBound
-    verdict: Verdict | None
-    outcome_quality: Quality
-    float_figure: float
-    figure: float
-    performance: Performance
-    executed: ExecutedGraph
-    float_executed: ExecutedGraph
-    golden: bytes
-    graph: GraphView
-    seconds: Mapping[str, float]
-    warnings: tuple[str, ...] = field(default=())
 
 
 def run(request: Request) -> Finished:
@@ -93,78 +51,240 @@ def run(request: Request) -> Finished:
 
 def finish(prepared: Prepared) -> Finished:
     """Returns the measured result of what ``prepare`` opened."""
-    request, model, target = prepared.request, prepared.model, prepared.target
-    clock = _Stages()
-    options = Options(threads=request.threads)
-    wanted = draft_plan(model, target, base=prepared.base) if request.plan is None else _renewed(prepared, request.plan)
-    with clock.stage("calibration"):
-        statistics = observe(
-            model,
-            prepared.parts.data,
-            prepared.parts.calibration,
-            activation_sites(wanted),
-            jobs=request.jobs,
-            progress=request.progress,
+    scratch = Scratch()
+    try:
+        found = _Job(prepared, scratch).run()
+    except BaseException:
+        scratch.close()
+        raise
+    if found.data_file is None or found.data_file.parent != scratch.folder:
+        scratch.close()
+    return found
+
+
+@final
+class _Job:
+    """The working state of one run."""
+
+    def __init__(self, prepared: Prepared, scratch: Scratch) -> None:
+        self._prepared = prepared
+        self._request = prepared.request
+        self._scratch = scratch
+        self._clock = _Stages()
+        self._options = Options(threads=prepared.request.threads)
+        self._notes: list[str] = []
+        self._statistics = Statistics(histograms={}, examples=0)
+
+    def run(self) -> Finished:
+        """Returns the finished run."""
+        request = self._request
+        candidate, trail, repairs = self._candidate()
+        model = self._prepared.model
+        data_file = self._data_file()
+        candidate = self._finalize(candidate.plan, data_file)
+        float_reason = self._no_integers(candidate)
+        unmeasured = "" if self._prepared.parts is not None else _NO_DATA
+        ran, judged = None, None
+        too_large = self._too_large()
+        if too_large is not None:
+            unmeasured = too_large
+            self._notes.append(f"loss and speed were not measured: {too_large} [not-measured]")
+        else:
+            files = self._write(candidate, data_file)
+            feeds = self._one_example()
+            performance = self._performance(files, feeds)
+            if float_reason is None and request.plan is None and not request.allow_slower:
+                float_reason = _not_worth_it(performance)
+                self._notes += _slower_but_smaller(performance, float_reason)
+            if float_reason is not None:
+                performance = performance.of_float()
+                candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
+            handed = files[0 if float_reason is not None else 1]
+            judged = self._judge(handed)
+            ran = self._ran(handed, files[0], feeds, candidate, performance, float_reason)
+        data = candidate.data
+        if float_reason is not None:
+            data, data_file = self._float_files(data_file)
+        return Finished(
+            prepared=self._prepared,
+            candidate=candidate,
+            data=data,
+            data_file=data_file,
+            float_reason=float_reason,
+            trail=trail,
+            repairs=repairs,
+            ran=ran,
+            judged=judged,
+            unmeasured=unmeasured,
+            graph=model.view,
+            seconds=self._clock.seconds,
+            warnings=(*self._prepared.warnings, *self._notes),
+            scratch=self._scratch,
         )
-    with clock.stage("search"):
-        candidate, trail, notes = _choose(prepared, wanted, statistics, options)
-    candidate = _finalize(prepared, candidate, statistics)
-    float_reason = None
-    if not candidate.integer:
-        asked = request.plan is not None
-        float_reason = (
-            "the plan keeps every site float" if asked else "no mix of integer and float nodes kept the budget"
+
+    def _candidate(self) -> tuple[Candidate, tuple[Trial, ...], Repairs]:
+        """Returns the candidate that was asked for, or found; the model may have been repaired on the way."""
+        prepared, request = self._prepared, self._request
+        if request.plan is not None:
+            wanted = _renewed(prepared, request.plan)
+            self._observe(wanted)
+            return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
+        if request.weights_only:
+            wanted = draft_stored(prepared.model, prepared.target, base=prepared.base)
+            return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
+        self._observe(draft_plan(prepared.model, prepared.target, base=prepared.base))
+        with self._clock.stage("repair"):
+            repaired = repair(prepared, self._statistics, self._options, self._one_example())
+        self._prepared, self._statistics = repaired.prepared, repaired.statistics
+        if not request.searches:
+            return Candidate(plan=repaired.plan, data=b"", integer=()), (), repaired.repairs
+        with self._clock.stage("search"):
+            candidate, trail, notes = _choose(self._prepared, repaired, self._options, self._one_example())
+        self._notes += notes
+        return candidate, trail, repaired.repairs
+
+    def _observe(self, wanted: Plan) -> None:
+        sites = activation_sites(wanted)
+        parts = self._prepared.parts
+        if not sites or parts is None:
+            return
+        with self._clock.stage("calibration"):
+            self._statistics = observe(
+                self._prepared.model,
+                parts.data,
+                parts.calibration,
+                sites,
+                jobs=self._request.jobs,
+                progress=self._request.progress,
+            )
+
+    def _data_file(self) -> Path | None:
+        """Returns where large tensors go; None for a model whose weights are all inside."""
+        if self._prepared.model.folder is None:
+            return None
+        return (self._request.scratch or self._scratch.folder) / DATA_FILE
+
+    def _finalize(self, plan: Plan, data_file: Path | None) -> Candidate:
+        """Returns the candidate with the metadata that its file carries."""
+        metadata = {"fewbits.version": VERSION, "fewbits.target": self._prepared.target.full_name}
+        return build(
+            self._prepared.model,
+            plan,
+            self._prepared.target,
+            self._statistics,
+            metadata=metadata,
+            data_file=data_file,
         )
-    with tempfile.TemporaryDirectory(prefix="fewbits-run-") as folder:
-        files = _write(Path(folder), model.original, candidate.data)
-        feeds = _one_example(prepared)
-        with clock.stage("latency"):
-            performance = measure_performance(
+
+    def _no_integers(self, candidate: Candidate) -> str | None:
+        if candidate.plan.quantized:
+            return None
+        asked = self._request.plan is not None
+        return "the plan keeps every site float" if asked else "no mix of integer and float nodes kept the budget"
+
+    def _too_large(self) -> str | None:
+        """Returns why the models are not run: one would not fit into the memory that may be taken."""
+        model = self._prepared.model
+        if model.folder is None:
+            return None
+        limit = self._request.max_memory or available_bytes()
+        needed = _SESSION_COPIES * model.file_bytes
+        if limit is None or needed <= limit:
+            return None
+        return f"running the float model would take about {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may be taken"
+
+    def _write(self, candidate: Candidate, data_file: Path | None) -> tuple[ModelFiles, ModelFiles]:
+        """Returns the float and the quantized model as files."""
+        model = self._prepared.model
+        own = self._scratch.folder
+        (own / "float.onnx").write_bytes(model.original)
+        (own / MODEL_FILE).write_bytes(candidate.data)
+        outside = None if data_file is None else data_file.parent
+        size = 0 if data_file is None else data_file.stat().st_size
+        return (
+            ModelFiles(model=own / "float.onnx", data_folder=model.folder, external_bytes=model.external_bytes),
+            ModelFiles(model=own / MODEL_FILE, data_folder=outside, external_bytes=size),
+        )
+
+    def _float_files(self, data_file: Path | None) -> tuple[bytes, Path | None]:
+        """Returns the float model as it is handed over: as it came, or with its large tensors in our data file."""
+        model = self._prepared.model
+        if data_file is None:
+            return model.original, None
+        data_file.unlink()
+        empty = Plan(target=self._prepared.target.full_name, decisions=())
+        return self._finalize(empty, data_file).data, data_file
+
+    def _one_example(self) -> dict[str, np.ndarray]:
+        prepared = self._prepared
+        if prepared.parts is None:
+            feeds = probe_feeds(
+                tuple(
+                    replace(s, shape=(1, *s.shape[1:])) if s.shape[:1] == (None,) else s for s in prepared.model.inputs
+                )
+            )
+            assert feeds is not None, "a model without data was probed when it was opened"
+            return feeds
+        indices = prepared.parts.calibration[:1] if len(prepared.parts.calibration) else prepared.parts.verdict[:1]
+        data = prepared.parts.data if len(prepared.parts.calibration) else prepared.parts.verdict_data
+        return next(iter(model_batches(prepared.model, data, indices, size=1)))[0]
+
+    def _performance(self, files: tuple[ModelFiles, ModelFiles], feeds: dict[str, np.ndarray]) -> Performance:
+        request = self._request
+        with self._clock.stage("latency"):
+            return measure_performance(
                 files,
                 feeds=feeds,
-                batch=rows_fed(model, feeds),
-                options=options,
+                batch=rows_fed(self._prepared.model, feeds),
+                options=self._options,
                 seconds=request.measuring_seconds,
                 seed=request.seed,
             )
-        if float_reason is None and request.plan is None and not request.allow_slower:
-            float_reason = _not_worth_it(performance, files)
-            notes = (*notes, *_slower_but_smaller(performance, float_reason))
-        if float_reason is not None:
-            performance = performance.of_float()
-            candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
-        handed = files[0] if float_reason is not None else files[1]
-        with clock.stage("verdict"):
-            outcome = _judge(prepared, handed, options)
-        executed = read_executed(
-            RUNTIMES[target.runtime].executed(handed, options, feeds),
-            None if float_reason is not None else _placement_of(prepared, candidate),
-            model.view,
+
+    def _judge(self, handed: ModelFiles) -> Judged | None:
+        prepared, request, parts = self._prepared, self._request, self._prepared.parts
+        if parts is None:
+            return None
+        with (
+            self._clock.stage("verdict"),
+            Reference(
+                prepared.model,
+                parts.verdict_data,
+                parts.verdict,
+                metric=prepared.metric,
+                output=prepared.output,
+                options=self._options,
+            ) as reference,
+        ):
+            outcome = reference.compare(handed.model, request.progress, stage="verdict", data_folder=handed.data_folder)
+        bound = loss_bound(prepared.metric, outcome, confidence=request.confidence, groups=parts.groups)
+        return Judged(
+            bound=bound,
+            verdict=None if request.max_drop is None else decide(bound, request.max_drop),
+            quality=outcome.quality,
+            float_figure=float(outcome.float_scores.mean()),
+            figure=float(outcome.scores.mean()),
         )
-        float_executed = read_executed(RUNTIMES[target.runtime].executed(files[0], options, feeds), None)
-        golden = make_golden(handed, feeds, options, seed=request.seed)
-        data = handed.read_bytes()
-    bound = loss_bound(prepared.metric, outcome, confidence=request.confidence, groups=prepared.parts.groups)
-    return Finished(
-        prepared=prepared,
-        candidate=candidate,
-        data=data,
-        float_kept=float_reason is not None,
-        float_reason=float_reason,
-        trail=trail,
-        bound=bound,
-        verdict=None if request.max_drop is None else decide(bound, request.max_drop),
-        outcome_quality=outcome.quality,
-        float_figure=float(outcome.float_scores.mean()),
-        figure=float(outcome.scores.mean()),
-        performance=performance,
-        executed=executed,
-        float_executed=float_executed,
-        golden=golden,
-        graph=model.view,
-        seconds=clock.seconds,
-        warnings=(*prepared.warnings, *notes),
-    )
+
+    def _ran(
+        self,
+        handed: ModelFiles,
+        original: ModelFiles,
+        feeds: dict[str, np.ndarray],
+        candidate: Candidate,
+        performance: Performance,
+        float_reason: str | None,
+    ) -> Ran:
+        runtime = RUNTIMES[self._prepared.target.runtime]
+        options = replace(self._options, data_folder=handed.data_folder)
+        before = replace(self._options, data_folder=original.data_folder)
+        placed = None if float_reason is not None else _placement_of(self._prepared, candidate)
+        return Ran(
+            performance=performance,
+            executed=read_executed(runtime.executed(handed.model, options, feeds), placed, self._prepared.model.view),
+            float_executed=read_executed(runtime.executed(original.model, before, feeds), None),
+            golden=make_golden(handed.model, feeds, options, seed=self._request.seed),
+        )
 
 
 @final
@@ -213,13 +333,11 @@ def _all_float(plan: Plan, reason: str) -> Plan:
 
 
 def _choose(
-    prepared: Prepared, wanted: Plan, statistics: Statistics, options: Options
+    prepared: Prepared, repaired: Repaired, options: Options, feeds: dict[str, np.ndarray]
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
-    """Returns the candidate, the trail to it, and notes for the reader."""
-    request, model, target = prepared.request, prepared.model, prepared.target
-    if not request.searches:
-        return build(model, wanted, target, statistics), (), ()
-    parts = prepared.parts
+    """Returns the best candidate of the search, the trail to it, and notes for the reader."""
+    request, model, parts = prepared.request, prepared.model, prepared.parts
+    assert parts is not None, "a search has data"
     deadline = None if request.time_budget is None else time.monotonic() + request.time_budget
     confidence, verdict_examples = request.confidence, len(parts.verdict)
     groups = None if parts.data.groups is None else parts.data.groups[parts.selection]
@@ -228,9 +346,10 @@ def _choose(
     ) as reference:
         task = Task(
             model=model,
-            target=target,
+            target=prepared.target,
             base=prepared.base,
-            statistics=statistics,
+            statistics=repaired.statistics,
+            keep_float=repaired.keep_float,
             reference=reference,
             bound=lambda outcome: forecast(
                 prepared.selection_metric,
@@ -244,41 +363,21 @@ def _choose(
             effort=request.effort,
             deadline=deadline,
             progress=request.progress,
-            hopeless=lambda candidate: _hopeless(prepared, candidate, options),
+            hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
         )
         result = BudgetLoop(task).run()
-    notes = (result.stopped,) if result.stopped else ()
-    return result.candidate, result.trail, notes
+    return result.candidate, result.trail, (result.stopped,) if result.stopped else ()
 
 
-def _finalize(prepared: Prepared, candidate: Candidate, statistics: Statistics) -> Candidate:
-    """Returns the candidate with the metadata that its file carries."""
-    metadata = {"fewbits.version": VERSION, "fewbits.target": prepared.target.full_name}
-    return build(prepared.model, candidate.plan, prepared.target, statistics, metadata=metadata)
-
-
-def _write(folder: Path, original: bytes, quantized: bytes) -> tuple[Path, Path]:
-    files = folder / "float.onnx", folder / "model.onnx"
-    files[0].write_bytes(original)
-    files[1].write_bytes(quantized)
-    return files
-
-
-def _one_example(prepared: Prepared) -> dict[str, np.ndarray]:
-    feeds, _ = next(iter(model_batches(prepared.model, prepared.parts.data, prepared.parts.calibration[:1], size=1)))
-    return feeds
-
-
-def _hopeless(prepared: Prepared, candidate: Candidate, options: Options) -> str | None:
+def _hopeless(prepared: Prepared, candidate: Candidate, options: Options, feeds: dict[str, np.ndarray]) -> str | None:
     """Returns why no mix with float nodes can win: all integers are already slower than float, and may not be."""
     request = prepared.request
     if request.allow_slower:
         return None
     speedup = quick_speedup(
-        prepared.model.original,
-        candidate.data,
-        feeds=_one_example(prepared),
-        options=options,
+        (prepared.model.original, candidate.data),
+        feeds=feeds,
+        options=replace(options, data_folder=prepared.model.folder),
         seconds=_QUICK_SECONDS,
         seed=request.seed,
     )
@@ -290,13 +389,12 @@ def _hopeless(prepared: Prepared, candidate: Candidate, options: Options) -> str
     )
 
 
-def _not_worth_it(performance: Performance, files: tuple[Path, Path]) -> str | None:
+def _not_worth_it(performance: Performance) -> str | None:
     """Returns why the float model is handed over instead of the quantized one, None where it is not."""
     speedup = performance.speedup
-    smaller = files[1].stat().st_size < files[0].stat().st_size
     if speedup.slower:
         return f"the quantized model runs at {speedup.ratio:.2f}x of the float model's speed"
-    if not smaller and not speedup.faster:
+    if performance.quantized_bytes >= performance.float_bytes and not speedup.faster:
         return "the quantized model is neither smaller nor faster than the float model"
     return None
 
@@ -312,23 +410,12 @@ def _slower_but_smaller(performance: Performance, float_reason: str | None) -> t
     )
 
 
-def _judge(prepared: Prepared, handed: Path, options: Options) -> Outcome:
-    parts = prepared.parts
-    with Reference(
-        prepared.model,
-        parts.verdict_data,
-        parts.verdict,
-        metric=prepared.metric,
-        output=prepared.output,
-        options=options,
-    ) as reference:
-        return reference.compare(handed, prepared.request.progress, stage="verdict")
-
-
 def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     """Returns the placement that a candidate's plan amounts to, for naming its float islands."""
     running = set(candidate.integer)
     kept = tuple(name for name in prepared.placement.integer if name not in running)
+    if prepared.request.weights_only:
+        return prepared.placement
     placed = place(prepared.model.view, prepared.target, keep_float=kept)
     # The plan's own words for what it keeps float, not the placer's.
     told = {d.node: d.reason for d in candidate.plan.decisions if d.is_float and d.role is Role.WEIGHT and d.reason}

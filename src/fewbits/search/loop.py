@@ -107,6 +107,7 @@ class Task:
       target: The rules.
       base: Seed, hashes and versions for the plans.
       statistics: Of all activation sites.
+      keep_float: Nodes that stay float whatever is tried: the model runs faster so.
       reference: The float model on the selection data.
       bound: Turns an outcome into the bound that the verdict will probably see.
       max_drop: The budget; None where none is asked, and ranges alone are searched.
@@ -130,6 +131,7 @@ class Task:
     deadline: float | None
     progress: Progress
     hopeless: Callable[[Candidate], str | None] = lambda candidate: None
+    keep_float: tuple[str, ...] = ()
 
 
 @final
@@ -199,7 +201,12 @@ class BudgetLoop:
             if best is not None and self._late():
                 break
             plan = draft_plan(
-                task.model, task.target, activation_range=activations, weight_range=weights, base=task.base
+                task.model,
+                task.target,
+                keep_float=task.keep_float,
+                activation_range=activations,
+                weight_range=weights,
+                base=task.base,
             )
             candidate = self._build(plan)
             outcome = self._measure(candidate, f"ranges {activations}/{weights}")
@@ -232,7 +239,7 @@ class BudgetLoop:
         fresh = draft_plan(
             self._task.model,
             self._task.target,
-            keep_float=nodes,
+            keep_float=(*self._task.keep_float, *nodes),
             base=plan,
         )
         decisions = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 from fewbits._base.errors import TargetError, UsageError
@@ -23,8 +24,8 @@ from fewbits.models.onnx.opening import open_model
 from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.plan import Plan
 from fewbits.search.loop import check_effort
-from fewbits.search.verdict_data import SHARES, Parts, assign_parts
-from fewbits.targets import Placement, place, resolve_target
+from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
+from fewbits.targets import Placement, place, place_stored, resolve_target
 from fewbits.targets.base import Target
 
 # Seconds of the latency measurement; the interval narrows with their root.
@@ -59,6 +60,8 @@ class Request:
       score_output: Output that holds the answer.
       allow_slower: Whether a file slower than float may be handed over.
       jobs: Shards in work at a time.
+      max_memory: Bytes that the run may take; what the machine has free where None.
+      scratch: Where large tensors are written while the run goes; a temporary folder where None.
       threads: Threads of the measured sessions.
       latency_seconds: How long the latency measurement takes; by effort where None.
       progress: Told of each step.
@@ -81,6 +84,8 @@ class Request:
     score_output: str | None = None
     allow_slower: bool = False
     jobs: int = 1
+    max_memory: int | None = None
+    scratch: Path | None = None
     threads: int = 1
     latency_seconds: float | None = None
     progress: Progress = silent
@@ -96,6 +101,13 @@ class Request:
         """Whether a plan is searched for."""
         return self.scheme is None and self.plan is None
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether nothing but weights is quantized: then there is nothing to calibrate, and no data are needed."""
+        if self.plan is not None:
+            return bool(self.plan.quantized) and all(d.stored for d in self.plan.quantized)
+        return self.scheme is not None and SCHEMES[self.scheme].weights_only
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +122,7 @@ class Prepared:
       metric: How examples are scored for the verdict.
       selection_metric: How they are for the choice: the same, but for selection data without labels.
       output: Name of the output that holds the answer.
-      parts: Which example plays which part.
+      parts: Which example plays which part; None without data.
       base: A plan without decisions: seed, split, hashes and versions of this run.
       warnings: What must be known before work starts.
     """
@@ -122,7 +134,7 @@ class Prepared:
     metric: Metric
     selection_metric: Metric
     output: str
-    parts: Parts
+    parts: Parts | None
     base: Plan
     warnings: tuple[str, ...]
 
@@ -154,14 +166,22 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:  # a plan is applied as it is, its target and seed too
         request = replace(request, target=request.plan.target, seed=request.plan.seed)
     target = resolve_target(request.target)
-    model = open_model(request.model)
+    model = open_model(request.model, max_memory=request.max_memory)
     output = score_output(model, request.score_output)
-    placement = place(model.view, target)
-    if not placement.integer:
+    weights_only = request.weights_only
+    placement = place_stored(model.view, target, target.variant.weight) if weights_only else place(model.view, target)
+    if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
+    if request.data is None and weights_only and request.max_drop is None and request.evaluation is None:
+        return _without_data(request, target, model, placement, output)
     if request.data is None:
         raise UsageError(
-            "static int8 needs examples to calibrate and judge on; give --data DATA (an .npz, or a folder of images)",
+            (
+                "a budget needs examples to judge on"
+                if weights_only
+                else "static int8 needs examples to calibrate and judge on"
+            )
+            + "; give --data DATA (an .npz, or a folder of images)",
             slug="data-missing",
         )
     model, data = _open(request.data, request, model)
@@ -172,7 +192,9 @@ def prepare(request: Request) -> Prepared:
     blind = metric.needs_labels and not data.has_labels
     selection_metric = resolve_metric("agreement", labelled=False) if blind else metric
     shares = SHARES[request.searches, evaluation is not None]
-    if request.plan is not None and request.plan.split:
+    if weights_only and evaluation is None:
+        shares = WEIGHTS_ONLY
+    elif request.plan is not None and request.plan.split:
         shares = request.plan.split
         if evaluation is None and not shares.get("verdict"):
             shares = SHARES[False, False]
@@ -192,6 +214,28 @@ def prepare(request: Request) -> Prepared:
         parts=parts,
         base=base,
         warnings=(*parts.notes, *replayed, *_budget_warnings(request, metric, len(parts.verdict))),
+    )
+
+
+def _without_data(request: Request, target: Target, model: OnnxModel, placement: Placement, output: str) -> Prepared:
+    """Returns what is prepared where only weights are quantized, and no budget asks for a proof."""
+    metric = resolve_metric(None, labelled=False)
+    base = Plan(
+        target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
+    )
+    if request.plan is not None:
+        check_plan(model, target, request.plan)
+    return Prepared(
+        request=request,
+        target=target,
+        model=model,
+        placement=placement,
+        metric=metric,
+        selection_metric=metric,
+        output=output,
+        parts=None,
+        base=base,
+        warnings=() if request.plan is None else _replay_notes(request.plan, base, placement),
     )
 
 
@@ -259,7 +303,7 @@ def _replay_notes(plan: Plan, base: Plan, placement: Placement) -> tuple[str, ..
     """Returns what differs between where a plan was made and where it is applied."""
     notes = []
     for kind in ("model", "data"):
-        if plan.hashes.get(kind) not in (None, base.hashes[kind]):
+        if plan.hashes.get(kind) not in (None, base.hashes.get(kind, plan.hashes.get(kind))):
             notes.append(f"the plan was made with another {kind}: sites and ranges may not fit [plan-other-{kind}]")
     changed = [name for name, version in base.versions.items() if plan.versions.get(name) not in (None, version)]
     if changed:

@@ -28,6 +28,9 @@ SHARES: Mapping[tuple[bool, bool], Mapping[str, float]] = {
     (False, True): {"calibration": 1.0, "selection": 0.0, "verdict": 0.0},
 }
 
+# Where only weights are quantized nothing is chosen from data.
+WEIGHTS_ONLY: Mapping[str, float] = {"calibration": 0.0, "selection": 0.0, "verdict": 1.0}
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set
 from fewbits._base.errors import UsageError
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
+from fewbits.targets._stored import place_stored, storable, stored_rule
 from fewbits.targets.base import Target
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "candidate",
     "integer_nodes",
     "place",
+    "place_stored",
     "resolve_target",
+    "storable",
+    "stored_rule",
 ]
 
 TARGETS: Catalog[Target] = Catalog(__name__, "TARGET", kind="target")

@@ -88,6 +88,22 @@ class OpRule:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRule:
+    """What the target does with an operator whose weights alone are stored in codes, behind a DequantizeLinear.
+
+    Args:
+      weights: Indices of the inputs that are weights.
+      axis: Axis along which the scales lie, from the node.
+      runs_as: What becomes of it, in words.
+    """
+
+    weights: tuple[int, ...]
+    axis: Callable[[OpView], int]
+    runs_as: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """What an instruction set changes.
 
@@ -117,6 +133,7 @@ class Target:
       summary: One line.
       rules: By operator type of the standard domain.
       float_reasons: Why operators without a rule stay float, where more is known than that they have none.
+      stored: Operators whose weights alone may be stored in codes.
       variants: By instruction set.
       isa: The instruction set in force.
       sources: Where the rules come from.
@@ -130,6 +147,7 @@ class Target:
     float_reasons: Mapping[str, str]
     variants: Mapping[str, Variant]
     isa: str
+    stored: Mapping[str, StoredRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
 
     @property

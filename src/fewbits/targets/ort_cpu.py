@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from fewbits.numerics.format import Int
 from fewbits.planning.site import GraphView, OpView
-from fewbits.targets.base import Condition, Kind, OpRule, Output, Target, Variant
+from fewbits.targets.base import Condition, Kind, OpRule, Output, StoredRule, Target, Variant
 
 # Attention masks are written as -1e4, -1e9 or -3.4e38; 255 steps from there to 0 are wider than any data.
 _LARGEST_OPERAND = 1e3
@@ -177,6 +177,20 @@ _RULES = {
     "Pad": OpRule(kind=Kind.MOVES_CODES, runs_as="Pad on codes", activations=(0,), conditions=(_PAD_ZERO,)),
 }
 
+_EACH_RUN = "float, its weight dequantized at each run: smaller, not faster"
+# Measured on 1.31.1: DequantizeLinear (int8, a scale a column) + MatMul or Gemm without transB becomes MatMulNBits,
+# which at default session options rounds activations to 8 bits, block by block; all else dequantizes at each run.
+_STORED = {
+    "MatMul": StoredRule(weights=(1,), axis=lambda op: 1, runs_as="MatMulNBits, activations rounded inside"),
+    "Gemm": StoredRule(weights=(1,), axis=_gemm_axis, runs_as="MatMulNBits, activations rounded inside"),
+    "Conv": StoredRule(weights=(1,), axis=lambda op: 0, runs_as=_EACH_RUN),
+    "ConvTranspose": StoredRule(weights=(1,), axis=lambda op: 1, runs_as=_EACH_RUN),
+    "LSTM": StoredRule(weights=(1, 2), axis=lambda op: 1, runs_as=_EACH_RUN),
+    "GRU": StoredRule(weights=(1, 2), axis=lambda op: 1, runs_as=_EACH_RUN),
+    "RNN": StoredRule(weights=(1, 2), axis=lambda op: 1, runs_as=_EACH_RUN),
+    "Gather": StoredRule(weights=(0,), axis=lambda op: 0, runs_as="Gather of codes, then their scales"),
+}
+
 _FLOAT_REASONS = {
     "BatchNormalization": "no layer before it could take it in",
     "LayerNormalization": "ONNX Runtime has no integer kernel for it",
@@ -202,6 +216,7 @@ TARGET = Target(
     summary="ONNX Runtime, CPU provider, standard QDQ file",
     rules=_RULES,
     float_reasons=_FLOAT_REASONS,
+    stored=_STORED,
     variants={
         "vnni": Variant(
             activation=_U8, weight=_S8, pair_limit=None, note="x64 with VNNI or AMX: u8 x s8 products are exact"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,11 @@ class OnnxModel:
         )
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of the float model, external data included."""
+        return len(self.original) + self.external_bytes
+
+    @property
     def parameters(self) -> int:
         """Number of floating-point elements fixed in the file."""
         values = self.ir_model.graph.initializers.values()
@@ -87,6 +92,18 @@ class OnnxModel:
         value = self.ir_model.graph.initializers[name]
         assert value.const_value is not None
         return value.const_value.numpy()
+
+    def slabs(self, name: str) -> Iterator[np.ndarray]:
+        """Yields a fixed tensor's values in slabs along the first axis: one that lies in a file is never whole here."""
+        from fewbits.models.onnx.weights import slabs
+
+        return slabs(self.ir_model.graph.initializers[name].const_value)
+
+    def is_outside(self, name: str) -> bool:
+        """Returns whether a fixed tensor lies in a file of its own."""
+        import onnx_ir as ir
+
+        return isinstance(self.ir_model.graph.initializers[name].const_value, ir.ExternalTensor)
 
     def serialized(self, *, extra_outputs: Sequence[str] = ()) -> bytes:
         """Returns the canonical model as protobuf bytes, with inner tensors as outputs besides its own."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Data files up to this size are brought inside; larger ones stay where they are and are read when needed.
 _LAZY_BYTES = 256 * MIB
+# But for the smallest: shapes and the like, which runtimes want to read before they map anything.
+_LEAST_LAZY_BYTES = 1024
 # Passes that make a model readable without rewriting what it computes.
 _READING_PASSES = frozenset({"mend_names", "initializers_from_inputs", "sort", "infer_shapes"})
 # What is done to a model whose weights stay outside: nothing that would copy a large one, or need a run to be checked.
@@ -30,12 +32,13 @@ _LAZY_PASSES = _READING_PASSES | {"inline_functions", "lift_constants", "drop_co
 _BEFORE_PROBE = "initializers_from_inputs"
 
 
-def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True) -> OnnxModel:
+def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True, max_memory: int | None = None) -> OnnxModel:
     """Returns the model in canonical form.
 
     Args:
       path: An ONNX file of opset 7 or newer, float weights; older ones than 13 are converted, and compared.
       to_quantize: If false the model is only to be run: any opset, quantized or not, and no pass rewrites it.
+      max_memory: Bytes that one run of the model may take; by its size where None.
     Raises: ModelError for a file that is missing, empty, broken, too old, already quantized, or holds NaN or infinite
       weights; SecurityError for external data outside the model's folder; ResourceError for a model that takes more
       time or memory than its size explains.
@@ -44,7 +47,7 @@ def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True) -> Onn
 
     file = Path(path)
     try:
-        return _open(file, to_quantize=to_quantize)
+        return _open(file, to_quantize=to_quantize, max_memory=max_memory)
     except (UnicodeDecodeError, ir.serde.SerdeError) as error:
         # protobuf decodes text when it is read, so a damaged name may show anywhere
         raise ModelError(
@@ -53,7 +56,7 @@ def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True) -> Onn
         ) from error
 
 
-def _open(file: Path, *, to_quantize: bool) -> OnnxModel:
+def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel:
     from fewbits.models.onnx import refusals
 
     data, name = read_file(file), file.name
@@ -69,11 +72,10 @@ def _open(file: Path, *, to_quantize: bool) -> OnnxModel:
     model = _to_ir(proto, name)
     folder = _locate(model, external, file)
     lazy = folder is not None and sum(entry.length or 0 for entry in external) > _LAZY_BYTES
-    if not lazy:
-        _bring_inside(model)
+    _bring_inside(model, below=_LEAST_LAZY_BYTES if lazy else None)
     refusals.refuse_nonfinite_weights(model, name)
     original = _original(data, model, external=bool(external))
-    opening = _Opening(name=name, original=original, folder=folder if lazy else None)
+    opening = _Opening(name=name, original=original, folder=folder if lazy else None, max_memory=max_memory)
     if to_quantize and opset(proto) < refusals.MIN_OPSET:
         model = opening.convert(model, refusals.MIN_OPSET)
     only = _READING_PASSES if not to_quantize else _LAZY_PASSES if lazy else None
@@ -136,17 +138,20 @@ def _graphs(model: ir.Model) -> list[Any]:
     return [graph for top in (model.graph, *functions) for graph in (top, *top.subgraphs())]
 
 
-def _bring_inside(model: ir.Model) -> None:
-    """Makes tensors of other files tensors of the model."""
+def _bring_inside(model: ir.Model, *, below: int | None) -> None:
+    """Makes tensors of other files tensors of the model: all of them, or those of fewer bytes."""
     import onnx_ir as ir
+
+    def wanted(tensor: object) -> bool:
+        return isinstance(tensor, ir.ExternalTensor) and (below is None or tensor.nbytes < below)
 
     for graph in _graphs(model):
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if wanted(value.const_value):
                 value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
         for node in graph:
             held = node.attributes.get("value") if node.op_type == "Constant" else None
-            if held is not None and isinstance(held.value, ir.ExternalTensor):
+            if held is not None and wanted(held.value):
                 node.attributes["value"] = ir.AttrTensor("value", ir.tensor(held.value.numpy(), name=held.value.name))
 
 
@@ -174,6 +179,7 @@ class _Opening:
     name: str
     original: bytes
     folder: Path | None
+    max_memory: int | None
     steps: list[TransformStep] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     probe: Probe | None = None
@@ -236,7 +242,7 @@ class _Opening:
             raise ModelError(f"{self.name}: pass {step} failed: {cause}", slug="pass-failed") from error
 
     def _start(self, model: ir.Model, data: bytes) -> None:
-        self.probe, self.before = start_probe(model, data, self.name, folder=self.folder)
+        self.probe, self.before = start_probe(model, data, self.name, max_memory=self.max_memory)
 
     def _check(self, model: ir.Model, step: str, tolerance: float) -> None:
         """Raises where a step changed what the model computes."""

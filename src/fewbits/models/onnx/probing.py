@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -49,12 +48,10 @@ class Probe:
     Args:
       feeds: The inputs; None where none were found that the model takes.
       bounds: Of each run.
-      folder: Where the model's external data lie.
     """
 
     feeds: dict[str, np.ndarray] | None
     bounds: Bounds
-    folder: Path | None
 
     def outputs(self, model: ir.Model) -> dict[str, np.ndarray] | None:
         """Returns the model's outputs; None without inputs."""
@@ -63,11 +60,11 @@ class Probe:
     def run(self, data: bytes) -> dict[str, np.ndarray]:
         """Returns the outputs of a serialized model."""
         assert self.feeds is not None
-        return RUNNER.run(data, self.feeds, Options(data_folder=self.folder), self.bounds)
+        return RUNNER.run(data, self.feeds, Options(), self.bounds)
 
 
 def start_probe(
-    model: ir.Model, data: bytes, name: str, *, folder: Path | None
+    model: ir.Model, data: bytes, name: str, *, max_memory: int | None = None
 ) -> tuple[Probe, dict[str, np.ndarray] | None]:
     """Returns the probe of a model and its outputs before any pass.
 
@@ -75,7 +72,7 @@ def start_probe(
       model: The model as read.
       data: The same as bytes.
       name: For messages.
-      folder: Where its external data lie.
+      max_memory: Bytes that a run may take; by the model's size where None.
     Raises: ModelError and ResourceError of the run where shapes are fixed; where they are dynamic, several are tried,
       and a model that takes none of them is not probed. ResourceError and crashes are raised in any case.
     """
@@ -88,7 +85,8 @@ def start_probe(
         if feeds is None:
             break
         bounds = bounds_of(view, len(data), feeds)
-        probe = Probe(feeds=feeds, bounds=bounds, folder=folder)
+        bounds = bounds if max_memory is None else replace(bounds, memory=max_memory)
+        probe = Probe(feeds=feeds, bounds=bounds)
         try:
             return probe, probe.run(data)
         except ModelError as error:
@@ -96,7 +94,7 @@ def start_probe(
                 raise _named(error, name) from error
         except FewbitsError as error:
             raise _named(error, name) from error
-    return Probe(feeds=None, bounds=bounds, folder=folder), None
+    return Probe(feeds=None, bounds=bounds), None
 
 
 def _named(error: FewbitsError, name: str) -> FewbitsError:

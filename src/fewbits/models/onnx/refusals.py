@@ -9,15 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbits._base.errors import ModelError
-from fewbits._base.limits import MAX_GRAPH_DEPTH, MAX_NODES, MIB
+from fewbits._base.limits import MAX_GRAPH_DEPTH, MAX_NODES
 from fewbits.models.onnx.external import stored_bytes
 from fewbits.models.onnx.protobuf import graphs, opset, tensors
+from fewbits.models.onnx.weights import slabs
 
 # The first version for which converters exist and that ONNX Runtime takes.
 OLDEST_OPSET = 7
 # Per-channel scales need it (QuantizeLinear-13).
 MIN_OPSET = 13
-_SLAB_BYTES = 16 * MIB
 # Operators whose fixed operands may be infinite on purpose.
 _MASKING = {"Where", "Clip", "Max", "Min", "Add"}
 _QUANTIZED_OPS = {
@@ -195,6 +195,7 @@ def _refuse_nonfinite(tensor: Any, label: str | None, mask: bool, name: str) -> 
     count, first, seen = 0, -1, 0
     try:
         for slab in slabs(tensor):
+            slab = slab.reshape(-1)
             found = np.flatnonzero(bad(slab))
             if len(found) and not count:
                 first = seen + int(found[0])
@@ -209,20 +210,3 @@ def _refuse_nonfinite(tensor: Any, label: str | None, mask: bool, name: str) -> 
             "repair or retrain it",
             slug="weight-nonfinite",
         )
-
-
-def slabs(tensor: Any) -> Iterator[np.ndarray]:
-    """Yields a tensor's values flat and piece by piece; one that lies in a file is read, not mapped into memory."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        yield np.asarray(tensor.numpy()).reshape(-1)
-        return
-    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
-    left = int(tensor.size)
-    with open(tensor.path, "rb") as file:  # noqa: PTH123 - a path of onnx-ir's
-        file.seek(tensor.offset or 0)
-        while left:
-            slab = np.fromfile(file, dtype=dtype, count=min(left, _SLAB_BYTES // dtype.itemsize))
-            if not slab.size:
-                raise ValueError("the file ends before the tensor does")
-            yield slab
-            left -= slab.size

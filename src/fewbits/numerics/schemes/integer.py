@@ -1,4 +1,4 @@
-"""Integer weights with integer activations."""
+"""Integer weights, with integer activations or with those of the model."""
 
 from __future__ import annotations
 
@@ -23,5 +23,13 @@ class NamedScheme:
     activation_bits: int
     dynamic: bool = False
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether activations stay as they are: nothing is calibrated, and no data are needed."""
+        return self.activation_bits >= 16
 
-SCHEMES: tuple[NamedScheme, ...] = (NamedScheme(name="w8a8", weight_bits=8, activation_bits=8),)
+
+SCHEMES: tuple[NamedScheme, ...] = (
+    NamedScheme(name="w8a8", weight_bits=8, activation_bits=8),
+    NamedScheme(name="w8a16", weight_bits=8, activation_bits=16),
+)
