@@ -123,30 +123,33 @@ def _set(kind: str, central: int, local: int | None, value: int) -> Callable[[by
 
 
 def _bomb(folder: Path) -> Path:
-    """An array of 4 GiB of zeros in about 4 MB, as honest a zip as can be."""
-    count = 4 * _GIB // (4 * WIDTH)
-    return _deflated(folder, count, 4 * _GIB)
+    """An array of 4 GiB of zeros in about 4 MB; but for its checksum as honest a zip as can be."""
+    head = _npy(header=_shape(f"({4 * _GIB // (4 * WIDTH)}, {WIDTH})"))[: -_values().nbytes]
+    return _claiming(folder, head, repeats=4096, size=4 * _GIB)
 
 
 def _small_bomb(folder: Path) -> Path:
-    """64 KB that say they are 4 GiB: the deflated stream ends early, the sizes lie."""
-    made = _deflated(folder, 4 * _GIB // (4 * WIDTH), 60 * 2**20)
-    data = bytearray(made.read_bytes())
-    struct.pack_into("<I", data, _central(data) + 24, 0xFFFF0000)
-    struct.pack_into("<I", data, 22, 0xFFFF0000)
-    made.write_bytes(data)
-    return made
+    """64 KB that say they are 4 GiB: what is packed ends early, the sizes lie."""
+    head = _npy(header=_shape(f"({4 * _GIB // (4 * WIDTH)}, {WIDTH})"))[: -_values().nbytes]
+    return _claiming(folder, head, repeats=60, size=4 * _GIB)
 
 
-def _deflated(folder: Path, rows: int, size: int) -> Path:
-    path, block = folder / "data.npz", bytes(2**20)
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
-        archive.open("x.npy", "w", force_zip64=True) as member,
-    ):
-        member.write(_npy(header=_shape(f"({rows}, {WIDTH})"))[: -_values().nbytes])
-        for _ in range(size // len(block)):
-            member.write(block)
+def _claiming(folder: Path, head: bytes, *, repeats: int, size: int) -> Path:
+    """Returns an archive of one deflated member: ``head``, then 1 MiB of zeros so often, which it says are ``size``."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    first = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    body = first + block * repeats + packer.flush()
+    name, whole, most = b"x.npy", len(head) + size, 0xFFFFFFFF
+    sizes = struct.pack("<2H2Q", 1, 16, whole, len(body))
+    local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0, 8, 0, 0, 0, most, most, len(name), len(sizes)) + name + sizes
+    entry = struct.pack(
+        "<4s6H3I5H2I", b"PK\x01\x02", 45, 45, 0, 8, 0, 0, 0, most, most, len(name), len(sizes), 0, 0, 0, 0, 0
+    )
+    entry += name + sizes
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(entry), len(local) + len(body), 0)
+    path = folder / "data.npz"
+    path.write_bytes(local + body + entry + end)
     return path
 
 
@@ -285,7 +288,7 @@ CASES = [
         ("bomb-64-kb", _NO, _small_bomb, "64 KB that claim 4 GiB"),
         ("overlapping", _NO, _overlapping, "1,000 entries, one body"),
         ("member-parent", _ANY, _archive(("x.npy", _npy()), ("../../outside/new.npy", _npy())), "`../`"),
-        ("member-absolute", _ANY, _archive(("x.npy", _npy()), ("/tmp/fewbits-attack.npy", _npy())), ""),
+        ("member-absolute", _ANY, _archive(("x.npy", _npy()), ("/fewbits-attack.npy", _npy())), ""),
         ("member-twice", _NO, _doubled, ""),
         ("member-folder", _NO, _archive(("x.npy", _npy()), ("folder/", b"")), ""),
         ("member-ansi", _ANY, _archive(("x.npy", _npy()), ("\x1b[31m</script>.npy", _npy())), ""),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attacks.case import INERT, REFUSED, RESOURCES, Case
-from attacks.parts import honest, save
+from attacks.parts import field, honest, save
 
 _NO = frozenset({REFUSED})
 _NO_OR_LARGE = frozenset({REFUSED, RESOURCES})
@@ -44,25 +44,12 @@ def _zip() -> bytes:
     return file.getvalue()
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _field(number: int, body: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(body)) + body
-
-
 def _nested(depth: int) -> bytes:
     """Graph > node > attribute > graph … as bytes, deeper than any library will build it."""
     body = b""
     for _ in range(depth):
-        body = _field(1, _field(5, _field(6, body)))
-    return _field(7, body)
+        body = field(1, field(5, field(6, body)))
+    return field(7, body)
 
 
 def _link(target: str) -> Make:
@@ -101,6 +88,8 @@ def _unreadable(folder: Path) -> Path:
     return folder / "not-there.onnx"
 
 
+_PICKLE = b"\x80\x04cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R."
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 _PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 CASES = [
     Case(name=f"broken/{name}", kind="model", allowed=allowed, make=make, what=what)
@@ -112,9 +101,9 @@ CASES = [
         ("zip", _NO, _bytes(_zip), "with a model in it"),
         ("gzip", _NO, _bytes(lambda: gzip.compress(_whole(), mtime=0)), "of a model"),
         ("png", _NO, _bytes(lambda: _PNG), ""),
-        ("pickle", _NO, _bytes(lambda: b"\x80\x04cposix\nsystem\nX\x0c\x00\x00\x00touch canary\x85R."), "runs a command"),
+        ("pickle", _NO, _bytes(lambda: _PICKLE), "runs a command"),
         ("html", _NO, _bytes(lambda: b"<!DOCTYPE html><title>404</title>"), "what a failed download leaves"),
-        ("lfs", _NO, _bytes(lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "a pointer"),
+        ("lfs", _NO, _bytes(lambda: _POINTER), "a pointer"),
         ("zeros", _NO, _bytes(lambda: bytes(10_000)), ""),
         ("ones", _NO, _bytes(lambda: b"\xff" * 10_000), "a number that never ends"),
         *((f"random-{n}", _NO, _bytes(lambda n=n: random.Random(n).randbytes(10_000)), "") for n in range(4)),

@@ -184,6 +184,10 @@ def _whole_cache_elsewhere(folder: Path) -> Path:
     return save(snapshot, _with(outside("w1", "w")))
 
 
+def _shorten(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(b"abcd")
+
+
 def _a_folder(folder: Path) -> None:
     (folder / "a").mkdir()
 
@@ -225,7 +229,7 @@ CASES = [
         ("length-short", _BROKEN, _located("weights.bin", length="8"), "less than the shape needs"),
         ("length-negative", _BROKEN, _located("weights.bin", length="-1"), ""),
         ("length-zero", _BROKEN, _located("weights.bin", offset="1000000", length="0"), ""),
-        ("file-short", _BROKEN, _located("weights.bin", lambda f: (f / "weights.bin").write_bytes(b"abcd") and None), ""),
+        ("file-short", _BROKEN, _located("weights.bin", _shorten), ""),
         ("attribute-injection", INERT | _BROKEN, _located("weights.bin", __class__="x", basepath="../outside", dims="9",
                                                      raw_data="x", data_type="8", name="../x"), "unknown keys"),
         ("location-twice", _OUT, _twice, "the second leads outside"),
@@ -239,7 +243,7 @@ CASES = [
         ("in-function", _OUT, _in_function, ""),
         ("in-training", INERT | _OUT, _in_training, "`training_info`"),
         ("cache", INERT, _cached("../../blobs/f00d"), "the links of a Hugging Face cache: no attack, must work"),
-        ("cache-of-others", _OUT, _cached("../../../models--c--d/blobs/f00d"), "a link into another repository's cache"),
+        ("cache-of-others", _OUT, _cached("../../../models--c--d/blobs/f00d"), "a link into another cache"),
         ("cache-elsewhere", _OUT, _whole_cache_elsewhere, "a cache whose `blobs` is a link"),
     ]
 ]  # fmt: skip

@@ -107,3 +107,18 @@ def scalar(name: str, value: int) -> TensorProto:
 def vector(name: str, *values: int) -> TensorProto:
     """Returns whole numbers as a tensor of one axis."""
     return constant(name, values, np.int64)
+
+
+def varint(value: int) -> bytes:
+    """Returns a number as protobuf writes it."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field(number: int, body: bytes) -> bytes:
+    """Returns a protobuf field of bytes: for messages that no library would build."""
+    return varint(number << 3 | 2) + varint(len(body)) + body

@@ -1,4 +1,4 @@
-"""Folders of pictures that reach elsewhere, swell, or hold what no decoder should be given; preprocess.json of malice."""
+"""Folders of pictures that reach elsewhere, swell, or are none; and preprocess.json of malice."""
 
 from __future__ import annotations
 

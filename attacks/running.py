@@ -11,6 +11,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from attacks.parts import examples, honest, save
 # What each case may take, of wall time and of memory: its processes together.
 SECONDS: Final = 10.0
 BYTES: Final = 1_000_000_000
-# What ends a run, so that the machine lives on; a multiple of what is allowed, so that a little too much is seen as such.
+# What ends a run, so that the machine lives on; a multiple of what is allowed, so that a little too much shows as such.
 _KILL_SECONDS, _KILL_BYTES = 30.0, 4 * BYTES
 _POLL_SECONDS = 0.02
 _PLAIN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TERM": "dumb"}
@@ -41,7 +42,7 @@ class Ran:
       verb: The verb.
       code: Exit code; negative for a signal; None where it had to be ended.
       out, err: What it printed.
-      seconds: Wall time.
+      seconds: Wall time, less what its processes waited for a processor that others had.
       peak: Bytes of memory, summed over its processes.
     """
 
@@ -78,13 +79,15 @@ class _Watched:
 
     top: int
     peaks: dict[int, int] = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
 
     def look(self) -> int:
-        """Returns the bytes in memory now; remembers the most that each process ever had."""
+        """Returns the bytes in memory now; remembers the most that each process ever had, and how long it waited."""
         total = 0
         for process in self.family():
             held, most = _memory(process)
             self.peaks[process] = max(self.peaks.get(process, 0), most)
+            self.waits[process] = max(self.waits.get(process, 0.0), _waited(process))
             total += held
         return total
 
@@ -115,6 +118,13 @@ def _memory(process: int) -> tuple[int, int]:
     return held, most
 
 
+def _waited(process: int) -> float:
+    """Returns the seconds that a process was ready and another one had the processor (proc(5), schedstat)."""
+    with suppress(OSError, IndexError, ValueError):
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
 def run(*args: str | os.PathLike[str], folder: Path) -> Ran:
     """Returns what ``fewbits ARGS`` does in a fresh process, started in ``folder``."""
     command = [sys.executable, "-m", "fewbits", *map(os.fspath, args)]
@@ -127,13 +137,14 @@ def run(*args: str | os.PathLike[str], folder: Path) -> Ran:
         watched, code = _Watched(child.pid), None
         while code is None:
             held = watched.look()
-            if time.monotonic() - begin > _KILL_SECONDS or held > _KILL_BYTES:
+            seconds = time.monotonic() - begin - sum(watched.waits.values())
+            if seconds > _KILL_SECONDS or held > _KILL_BYTES:
                 watched.end()
                 child.wait()
                 break
             with suppress(subprocess.TimeoutExpired):
                 code = child.wait(_POLL_SECONDS)
-        seconds = time.monotonic() - begin
+        seconds = time.monotonic() - begin - sum(watched.waits.values())
         texts = []
         for stream in (out, err):
             stream.seek(0)
@@ -227,7 +238,7 @@ def _faults_of(one: Ran) -> list[str]:
     unsafe = _UNSAFE.search(one.out) or _UNSAFE.search(one.err)
     if unsafe:
         found.append(f"{one.verb} printed {unsafe[0]!r}")
-    if one.code not in (None, 0, 3) and one.code is not None and one.code >= 0:
+    if one.code is not None and one.code > 0 and one.code != 3:
         lines = [line for line in one.err.splitlines() if not line.startswith("note: ")]
         if one.out or len(lines) != 1 or not _REFUSAL.fullmatch(lines[0]):
             found.append(f"{one.verb} refused in other than one line with its slug: {one.err[:300]!r}")
@@ -242,8 +253,40 @@ def _faults_of_output(out: Path) -> list[str]:
         elif SECRET[:64] in path.read_bytes():
             found.append(f"gave the secret away in {path.name!r}")
     if not (out / "manifest.json").exists():
-        found.append("left an output without a manifest")
+        return [*found, "left an output without a manifest"]
+    page = _Page()
+    page.feed((out / "report.html").read_text(encoding="utf-8"))
+    found += [f"report.html holds {what}" for what in page.active]
+    for name in ("report.html", "README.md"):
+        unsafe = _UNSAFE.search((out / name).read_text(encoding="utf-8"))
+        found += [f"{name} holds {unsafe[0]!r}"] if unsafe else []
+    card = _CODE.sub("", _HEAD.sub("", (out / "README.md").read_text(encoding="utf-8")))
+    found += [f"README.md holds {tag[0]!r}" for tag in _LIVE.finditer(card)]
     return found
+
+
+# What is metadata and code in Markdown, and what is alive outside of it: HTML, and links that lead away.
+_HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+_LIVE = re.compile(r"(?<!\\)<[a-z/!][^>]*>|(?<!\\)\]\((?:https?|javascript):[^)]*\)", re.IGNORECASE)
+
+
+class _Page(HTMLParser):
+    """Collects what is alive in a page: scripts, frames, pictures of elsewhere, what acts on an event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.active: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "base", "form", "foreignobject"):
+            self.active.append(f"<{tag}>")
+        for name, value in attrs:
+            away = name in ("src", "href", "action", "data") and not (value or "").startswith(
+                ("#", "data:image/", "data:,")
+            )
+            if name.startswith("on") or away:
+                self.active.append(f"<{tag} {name}={value!r}>"[:200])
 
 
 def tree(place: Path) -> dict[str, tuple[int, int, int]]:

@@ -145,7 +145,7 @@ CASES = [
         ("in-attribute", _NO, _attribute_tensor, "2^31 x 2^31 in a Constant"),
         ("negative", _NO, _first(lambda: _raw([-WIDTH, -HIDDEN], weights(WIDTH, HIDDEN).tobytes())), ""),
         ("minus-one", _NO, _first(lambda: _raw([-1, HIDDEN], weights(WIDTH, HIDDEN).tobytes())), ""),
-        ("short", _NO, _first(lambda: _raw([WIDTH, HIDDEN], weights(WIDTH, HIDDEN).tobytes()[:-1])), "a byte is missing"),
+        ("short", _NO, _first(lambda: _raw([WIDTH, HIDDEN], weights(WIDTH, HIDDEN).tobytes()[:-1])), "a byte less"),
         ("long", _NO, _first(lambda: _raw([WIDTH, HIDDEN], weights(WIDTH, HIDDEN).tobytes() + b"\0")), "a byte more"),
         ("typed-short", _NO, _first(_typed(1, [WIDTH, HIDDEN], float_data=[1.0] * 511)), "511 of 512 floats"),
         ("wrong-field", _NO, _first(_typed(1, [WIDTH, HIDDEN], int32_data=[1] * 512)), "floats in `int32_data`"),
