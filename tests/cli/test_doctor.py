@@ -43,9 +43,12 @@ def test_the_measurement_stands_in_the_document_with_its_conditions(measured: An
 
 def test_the_advice_is_that_of_the_figures(measured: Any) -> None:
     found = measured.json["measured"]
-    assert len(found["advice"]) - len(found["layers"]) in (1, 2), "one of float16, and one of noise where there is any"
+    if "too wide" in found["advice"][0]:  # a crowded machine: nothing is advised
+        assert len(found["advice"]) == 1
+        return
     static = next(k for k in found["kernels"] if (k["layer"], k["form"]) == ("conv", "static-8"))
-    assert f"static int8 ({static['speedup']:.2f}x" in found["advice"][0]
+    (line,) = [line for line in found["advice"] if line.startswith("Convolutions: ")]
+    assert f"static int8 ({static['speedup']:.2f}x" in line
 
 
 def test_quick_times_nothing_and_says_what_is_there(cli: Callable[..., Any]) -> None:

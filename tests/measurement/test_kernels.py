@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from fewbits._base.errors import ModelError, UsageError
 from fewbits.measurement.kernels import LAYERS, Form, Layer, build, feeds_of, measure_kernels
@@ -43,6 +45,15 @@ def test_every_form_computes_the_float_function_but_for_rounding(name: str, form
     assert inside.mean() > 0.98
     noise = float(np.mean((wanted - found)[inside] ** 2))
     assert 10 * np.log10(float(np.mean(wanted[inside] ** 2)) / max(noise, 1e-20)) > least
+
+
+@pytest.mark.parametrize("form", LAYERS[2].forms)
+def test_no_two_layers_of_a_chain_have_equal_weights(form: Form) -> None:
+    chain = onnx.load_model_from_string(build(replace(SMALL["gemm"], depth=4), form, signed=False))
+    weights = [
+        numpy_helper.to_array(t).tobytes() for t in chain.graph.initializer if numpy_helper.to_array(t).size > 1000
+    ]
+    assert len(weights) == len(set(weights)) == 4, "the runtime keeps equal ones once, and they are read from the cache"
 
 
 @pytest.fixture(scope="module")

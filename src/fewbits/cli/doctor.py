@@ -249,6 +249,16 @@ def _kernel(time: KernelTime) -> dict[str, Any]:
     }
 
 
+def _short(value: float, decimals: int = 2) -> str:
+    """Returns a number with fewer decimals the larger it is, so that columns stay narrow.
+
+    >>> _short(1.234), _short(12.34), _short(123.4), _short(12.34, 3)
+    ('1.23', '12.3', '123', '12.34')
+    """
+    digits = len(str(int(value)))
+    return f"{value:.{max(0, decimals + 1 - digits)}f}"
+
+
 def _told(timed: dict[str, Any]) -> list[str]:
     """Returns the table and the advice."""
     import textwrap
@@ -263,9 +273,9 @@ def _told(timed: dict[str, Any]) -> list[str]:
                 (
                     kernel["kernel"],
                     kernel["words"],
-                    f"{kernel['float_ms']:.3f}",
-                    f"{kernel['ms']:.3f}",
-                    f"{kernel['speedup']:.2f}x [{low:.2f}, {high:.2f}]",
+                    _short(kernel["float_ms"], 3),
+                    _short(kernel["ms"], 3),
+                    f"{_short(kernel['speedup'])}x [{_short(low)}, {_short(high)}]",
                     " + ".join(kernel["runs_as"]),
                 )
             )

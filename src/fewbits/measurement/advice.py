@@ -30,8 +30,10 @@ LAYER_WORDS = {
 _SCHEMES = {Form.STATIC: "w8a8", Form.ALONE: "w8a8", Form.WEIGHTS_8_ROUNDED: "w8a16"}
 # Two sessions of one file differ by up to 0.7 % (see latency): an interval that comes nearer to 1 decides nothing.
 _MARGIN = 0.01
-# Upper over lower end of an interval: 1.03 to 1.2 on an idle machine, above 1.5 on one that was shared by two others.
-_IDLE_SPAN = 1.3
+# Upper over lower end of an interval: 1.03 to 1.2 on an idle machine, 1.5 and more on one that two others shared, and
+# on a crowded one so much that ratios of 30 were seen where an idle machine shows 3.
+_IDLE_SPAN, _HOPELESS_SPAN = 1.3, 2.0
+_AGAIN = "ask again on an idle machine, or with more --seconds"
 
 
 def is_faster(time: KernelTime) -> bool:
@@ -45,7 +47,7 @@ def is_slower(time: KernelTime) -> bool:
 
 
 def advise(times: Sequence[KernelTime], *, schemes: Container[str]) -> tuple[str, ...]:
-    """Returns a sentence for each layer, one for float16, and one where the figures are too noisy to rest on.
+    """Returns a sentence for each layer, one for float16, and a warning or nothing else where noise hides the figures.
 
     "Best seen" is the largest ratio; others "also faster" may be as fast, where their intervals overlap.
 
@@ -62,20 +64,20 @@ def advise(times: Sequence[KernelTime], *, schemes: Container[str]) -> tuple[str
     halves = [time for time in times if time.form == Form.HALF and time.speedup is not None]
     if halves:
         lines.append(f"float16: {_of_halves(halves)}")
-    if _is_noisy(times):
-        lines.append(
-            "These intervals are wide, so something else was running here: ask again on an idle machine, or with "
-            "more --seconds"
-        )
+    span = _span(times)
+    if span > _HOPELESS_SPAN:
+        return (f"These intervals are too wide to choose by, so something else is running here: {_AGAIN}",)
+    if span > _IDLE_SPAN:
+        lines.insert(0, f"These intervals are wide, so something else was running here: {_AGAIN}")
     return tuple(lines)
 
 
-def _is_noisy(times: Sequence[KernelTime]) -> bool:
-    """Returns whether half of the intervals span more than an idle machine explains."""
+def _span(times: Sequence[KernelTime]) -> float:
+    """Returns the median over all intervals of upper over lower end; 1 where there is none."""
     spans = [
         time.speedup.high / time.speedup.low for time in times if time.speedup is not None and time.speedup.low > 0
     ]
-    return bool(spans) and median(spans) > _IDLE_SPAN
+    return median(spans) if spans else 1.0
 
 
 def _of_layer(times: Sequence[KernelTime], schemes: Container[str]) -> str:
