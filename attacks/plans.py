@@ -13,16 +13,26 @@ from attacks.case import INERT, REFUSED, TARGET, USAGE, Case
 _NO = frozenset({USAGE, REFUSED})
 _ANY = INERT | _NO
 Make = Callable[[Path], Path]
+# What a plan says of the first layer's weight, and of what else is quantized in the honest net.
 _SITE = {
     "site": "w1", "role": "weight", "op": "MatMul", "node": "first", "scheme": "int8 per-channel(1) symmetric",
-    "range": None, "rounder": "nearest", "reason": "by hand",
+    "range": "minmax", "rounder": "nearest", "reason": "by hand",
 }  # fmt: skip
+_SPLIT = {"calibration": 0.4, "selection": 0.0, "verdict": 0.6}
+_OTHERS = [
+    {**_SITE, "site": "x", "role": "activation", "op": "input", "node": "x", "rounder": None, "range": "mse",
+     "scheme": "uint8 per-tensor asymmetric"},
+    {**_SITE, "site": "r", "role": "activation", "rounder": None, "range": "mse",
+     "scheme": "uint8 per-tensor asymmetric"},
+    {**_SITE, "site": "w2", "node": "second"},
+]  # fmt: skip
 
 
 def _plan(sites: list[dict[str, Any]] | None = None, **parts: Any) -> dict[str, Any]:
     return {
-        "schema_version": 1, "target": "ort-cpu", "seed": 0, "calibration_examples": 16, "split": {}, "hashes": {},
-        "versions": {}, "transforms": [], "sites": [_SITE] if sites is None else sites, "links": [], **parts,
+        "schema_version": 1, "target": "ort-cpu", "seed": 0, "calibration_examples": 16, "split": _SPLIT, "hashes": {},
+        "versions": {}, "transforms": [], "sites": [*([_SITE] if sites is None else sites), *_OTHERS],
+        "links": [], **parts,
     }  # fmt: skip
 
 
@@ -74,6 +84,7 @@ _EVIL = "</script><script>alert(1)</script>\x1b[31m\u202e"
 CASES = [
     Case(name=f"plan/{name}", kind="plan", allowed=allowed, make=make, what=what)
     for name, allowed, make, what in [
+        ("honest", INERT, _json(), "no attack, must work"),
         ("empty", _NO, _text(b""), ""),
         ("text", _NO, _text("a plan"), ""),
         ("list", _NO, _text("[]"), ""),
@@ -91,8 +102,8 @@ CASES = [
         ("seed-negative", _NO, _json(seed=-1), ""),
         ("seed-true", _NO, _json(seed=True), ""),
         ("examples-2-62", _ANY, _json(calibration_examples=2**62), ""),
-        ("share-nan", _NO, _text(json.dumps(_plan()).replace('"split": {}', '"split": {"calibration": NaN}')), ""),
-        ("share-1e999", _NO, _text(json.dumps(_plan()).replace('"split": {}', '"split": {"verdict": 1e999}')), ""),
+        ("share-nan", _NO, _text(json.dumps(_plan()).replace("0.4", "NaN")), ""),
+        ("share-1e999", _NO, _text(json.dumps(_plan()).replace("0.6", "1e999")), ""),
         ("share-unknown", _ANY, _json(split={"../x": 0.5}), ""),
         ("share-all", _ANY, _json(split={"calibration": 1, "selection": 1, "verdict": 1}), "three times everything"),
         ("share-zero", _ANY, _json(split={"calibration": 0, "selection": 0, "verdict": 0}), ""),

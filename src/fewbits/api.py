@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from fewbits._base.errors import DataError, Exit, UsageError, VerificationError
 from fewbits._base.files import OutputFolder, read_manifest, verify_manifest
+from fewbits._base.limits import MAX_PLAN_BYTES
 from fewbits.planning.budget import parse_confidence, parse_max_drop
 from fewbits.planning.plan import Plan, plan_from_json
 
@@ -248,10 +249,18 @@ def _paths(*sources: object) -> tuple[str, ...]:
 def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Returns the plan in a file.
 
-    Raises: UsageError(slug="plan-invalid") if it cannot be read as one.
+    Raises: UsageError(slug="plan-invalid") if it cannot be read as one, or is larger than any plan.
     """
+    place = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        if place.exists() and not place.is_file():  # a pipe or a device would be read for ever
+            raise UsageError(f"cannot read plan {os.fspath(path)}: it is not a plain file", slug="plan-invalid")
+        if (size := place.stat().st_size) > MAX_PLAN_BYTES:
+            raise UsageError(
+                f"cannot read plan {os.fspath(path)}: it has {size} bytes, a plan has at most {MAX_PLAN_BYTES}",
+                slug="plan-invalid",
+            )
+        text = place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read plan {os.fspath(path)}: {error}", slug="plan-invalid") from error
     return plan_from_json(text, where=os.fspath(path))

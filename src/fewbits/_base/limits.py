@@ -86,5 +86,8 @@ MAX_MANIFEST_BYTES: Final = 16 * MIB
 MAX_CONFIG_BYTES: Final = MIB
 """Bytes of a preprocess.json or another small file that a person writes."""
 
+MAX_PLAN_BYTES: Final = 64 * MIB
+"""Bytes of a plan.json: a line of 250 bytes for each of 250,000 sites; as objects they take five times as much."""
+
 MAX_LABELS_BYTES: Final = GIB
 """Bytes of a labels.csv: 10 million lines of 100 bytes."""
