@@ -159,7 +159,7 @@ def _show_node(model: str, node: str, target: str, as_json: bool) -> int:
     if as_json:
         say_json({"schema_version": 1, **asdict(found)})
         return 0
-    say(_of_node(found))
+    say([part for line in _of_node(found) for part in (_wrapped(line) if line else [""])])
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,8 @@ from fewbits.cli._common import output_options, say, say_json, table
 if TYPE_CHECKING:
     from fewbits.targets.base import Target
 
+# Characters of a line.
+_PAGE = 100
 # What a kind of rule means for a stranger.
 _IN_INTEGERS = {
     "weighted": "yes",
@@ -119,7 +122,7 @@ def _show_operator(target: Target, op: str, as_json: bool) -> int:
     say(f"{op} on {target.full_name}")
     say(f"  kind    {_MEANING[kind]}")
     if rule is None:
-        say(f"  why     {why}")
+        say(textwrap.wrap(f"  why     {why}", _PAGE, subsequent_indent=" " * 10))
     else:
         say(f"  runs as {rule.runs_as}")
         if kind in ("weighted", "light"):
