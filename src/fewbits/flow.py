@@ -208,8 +208,16 @@ def activation_params(plan: Plan, statistics: Statistics) -> dict[str, QParams]:
                     f"the plan links {decision.site!r} to {root!r}, which is not quantized; set both to 'float'",
                     slug="plan-illegal",
                 )
-            found[decision.site] = found[root]
+            found[decision.site] = _scaled(found[root], links[decision.site].factor)
     return found
+
+
+def _scaled(params: QParams, factor: float) -> QParams:
+    """Returns the parameters of codes that stand for values so many times as large."""
+    if factor == 1.0:
+        return params
+    scale = (np.asarray(params.scale, dtype=np.float64) * factor).astype(np.float32)
+    return QParams(scheme=params.scheme, scale=scale, zero_point=params.zero_point)
 
 
 def _activation(decision: Decision, statistics: Statistics) -> QParams:

@@ -30,6 +30,8 @@ from fewbits.targets.base import Kind, OpRule, Target
 OPSET = 17
 # What any opset between 13 and 21 may be written with.
 _IR_VERSION = 8
+# Kernels of one family: the second writes floats itself where no Q follows.
+_FAMILIES = {"MatMulIntegerToFloat": "QLinearMatMul"}
 # Operators that the runtime takes apart into several.
 _RUNS_AS_SEVERAL = {"HardSwish": 2}
 
@@ -200,7 +202,9 @@ class Case:
         return Counter(node.op.split(".")[-1] for node in self.executed)
 
     def ran(self, numbers: Numbers) -> Counter[str]:
-        return Counter(n.op.split(".")[-1] for n in self.executed if n.numbers is numbers)
+        return Counter(
+            _FAMILIES.get(n.op.split(".")[-1], n.op.split(".")[-1]) for n in self.executed if n.numbers is numbers
+        )
 
     @property
     def promised(self) -> Counter[str]:
@@ -259,7 +263,9 @@ class Case:
         # The runtime gives each reader a DequantizeLinear of its own, and merges some again.
         inside = {*self.placement.integer, *self.placement.moved, *self.placement.absorbed}
         most = sum(
-            sum(op.name not in inside for op in view.consumers.get(name, ())) + (name in view.outputs) for name in leave
+            sum(op.inputs.count(name) for op in view.consumers.get(name, ()) if op.name not in inside)
+            + (name in view.outputs)
+            for name in leave
         )
         by_kernel = sum(rule_restores(self, name) for name in self.placement.integer)
         if not len(leave) <= pairs["DequantizeLinear"] + by_kernel <= most + by_kernel:

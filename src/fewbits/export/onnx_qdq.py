@@ -26,9 +26,15 @@ from fewbits.planning.site import Link, Role, Site
 _PRODUCER = "fewbits"
 # Operators that move codes themselves, because the runtime keeps Q/DQ around them: their fill value input.
 _FILL_INPUT = {"Pad": 2}
+# Operators that clip the codes themselves where no saturation does it for them.
+_CLIPS = {"Relu", "Clip"}
+# Operators whose factor is another scale of the same codes.
+_SCALES = {"Mul", "Div"}
 # Layers that ONNX Runtime quantizes by itself, with one scale for the whole weight, wherever it finds them between DQ
 # and Q (WeightBiasQuantization, 1.31): a layer kept float on purpose would run in worse integers than ours.
 _SEIZED = {"Conv", "ConvTranspose", "Gemm"}
+# Operators of which it makes integer kernels that are slower than the float ones.
+_SEIZED_LIGHT = {"AveragePool", "Softmax"}
 # Operators through which it pushes Q and DQ, or drops beside a Q.
 _SEEN_THROUGH = {
     "Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand",
@@ -193,8 +199,13 @@ class _QdqSink(Sink):
         scale, zero = self._activation_params(site, value, link)
         old = self._values[site.name]
         readers = self._readers(old, site)
-        if link is not None and self._moves_codes(link):
+        kind = None if link is None else self._node(link.node)
+        if link is not None and kind is not None and kind.op_type in _FILL_INPUT:
             codes = self._move_codes(link, zero)
+        elif link is not None and kind is not None and kind.op_type in _CLIPS:
+            codes = self._clip_codes(kind, link, scale, zero)
+        elif kind is not None and kind.op_type in _SCALES:
+            codes = self._codes_of(kind.inputs[0])
         else:
             source = self._shielded(old, site) if self._would_be_seized(old) else old
             quantizer = ir.node("QuantizeLinear", [source, scale, zero], name=self._name(f"{site.name}_Q"))
@@ -213,12 +224,13 @@ class _QdqSink(Sink):
     def _would_be_seized(self, value: ir.Value) -> bool:
         """Returns whether a float layer writes a tensor and reads dequantized values, both seen as the runtime does."""
         layer = _producer(value)
-        if layer is None or layer.op_type not in _SEIZED or layer.name in self._integer:
+        if layer is None or layer.name in self._integer or layer.op_type not in (*_SEIZED, *_SEIZED_LIGHT):
             return False
-        weight, source = layer.inputs[1], layer.inputs[0]
+        source = layer.inputs[0]
+        weight = layer.inputs[1] if layer.op_type in _SEIZED else None
         before = None if source is None else _producer(source)
         fixed = weight is not None and weight.is_initializer()
-        return fixed and before is not None and before.op_type == "DequantizeLinear"
+        return (fixed or layer.op_type in _SEIZED_LIGHT) and before is not None and before.op_type == "DequantizeLinear"
 
     def _shielded(self, value: ir.Value, site: Site) -> ir.Value:
         """Returns a copy of a tensor behind an identity that keeps the runtime from quantizing the layer before it."""
@@ -229,7 +241,7 @@ class _QdqSink(Sink):
         return barrier.outputs[0]
 
     def _activation_params(self, site: Site, value: QParams, link: Link | None) -> tuple[ir.Value, ir.Value]:
-        if link is not None and link.root in self._params:
+        if link is not None and link.root in self._params and link.factor == 1.0:
             self._params[site.name] = self._params[link.root]
         else:
             dtype = np.dtype(value.scheme.format.code_dtype)
@@ -259,17 +271,36 @@ class _QdqSink(Sink):
         movers = {link.node for link in self._links.values() if link.root == site.name}
         return [(node, index) for node, index in uses if node.name in self._integer or node.name in movers]
 
-    def _moves_codes(self, link: Link) -> bool:
-        node = next((n for n in self._graph if n.name == link.node), None)
-        return node is not None and node.op_type in _FILL_INPUT
+    def _node(self, name: str) -> ir.Node | None:
+        return next((node for node in self._graph if node.name == name), None)
+
+    def _codes_of(self, value: ir.Value | None) -> ir.Value:
+        """Returns the codes behind a dequantized tensor."""
+        restorer = None if value is None else value.producer()
+        assert restorer is not None and restorer.op_type == "DequantizeLinear" and restorer.inputs[0] is not None
+        return restorer.inputs[0]
+
+    def _clip_codes(self, node: ir.Node, link: Link, scale: ir.Value, zero: ir.Value) -> ir.Value:
+        """Returns the codes behind a Clip of codes: from the one that stands for 0 to the one for the upper end."""
+        assert zero.const_value is not None and scale.const_value is not None
+        inputs: list[ir.Value | None] = [self._codes_of(node.inputs[0]), zero]
+        upper = node.inputs[2] if node.op_type == "Clip" and len(node.inputs) > 2 else None
+        if upper is not None:
+            assert upper.const_value is not None
+            low = zero.const_value.numpy()
+            steps = np.rint(upper.const_value.numpy().reshape(()) / scale.const_value.numpy())
+            highest = np.iinfo(low.dtype).max
+            inputs.append(self._initializer(f"{link.member}_high", np.minimum(low + steps, highest).astype(low.dtype)))
+        clip = ir.node("Clip", inputs, name=self._name(f"{link.member}_clip"))
+        clip.outputs[0].name = self._name(f"{link.member}_q")
+        self._graph.append(clip)
+        return clip.outputs[0]
 
     def _move_codes(self, link: Link, zero: ir.Value) -> ir.Value:
         """Lets an operator that moves elements run on the codes; its fill value is the code of zero."""
         node = next(n for n in self._graph if n.name == link.node)
         fill = _FILL_INPUT[node.op_type]
-        restorer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        assert restorer is not None and restorer.op_type == "DequantizeLinear"
-        node.replace_input_with(0, restorer.inputs[0])
+        node.replace_input_with(0, self._codes_of(node.inputs[0]))
         mode = node.attributes.get("mode")
         if mode is None or mode.value == "constant":
             if len(node.inputs) <= fill:

@@ -126,7 +126,7 @@ class Plan:
         lists: dict[str, list[dict[str, Any]]] = {
             "transforms": [asdict(step) for step in self.transforms],
             "sites": [_decision_to_dict(d) for d in self.decisions],
-            "links": [asdict(link) for link in self.links],
+            "links": [_link_to_dict(link) for link in self.links],
         }
         for key, rows in lists.items():
             body = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in rows)
@@ -146,6 +146,13 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "rounder": decision.rounder,
         "reason": decision.reason,
     }
+
+
+def _link_to_dict(link: Link) -> dict[str, Any]:
+    row = asdict(link)
+    if link.factor == 1.0:
+        del row["factor"]
+    return row
 
 
 def plan_from_json(text: str, *, where: str = "the plan") -> Plan:
@@ -250,8 +257,16 @@ def _rows(row: Mapping[str, Any], key: str, *, optional: bool = False) -> list[d
 
 def _link_from_dict(row: dict[str, Any], index: int) -> Link:
     where = f"links[{index}]"
-    _refuse_unknown(row, ("root", "member", "node"), where)
-    return Link(root=_word(row, "root", where), member=_word(row, "member", where), node=_word(row, "node", where))
+    _refuse_unknown(row, ("root", "member", "node", "factor"), where)
+    factor = row.get("factor", 1.0)
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 0 < factor < float("inf"):
+        raise ValueError(f"{where}: 'factor' is {factor!r}, expected a positive number")
+    return Link(
+        root=_word(row, "root", where),
+        member=_word(row, "member", where),
+        node=_word(row, "node", where),
+        factor=float(factor),
+    )
 
 
 def _step_from_dict(row: dict[str, Any], index: int) -> TransformStep:

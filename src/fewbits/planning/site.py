@@ -44,17 +44,19 @@ class Site:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """Activation sites that must share scale and zero point, because an op between them only moves elements.
+    """Activation sites that share codes, because an op between them only moves elements, clips, or scales them all.
 
     Args:
       root: The site whose range counts.
       member: A site that takes the root's parameters.
       node: The op that links them.
+      factor: The member's scale over the root's; the zero point is the same.
     """
 
     root: str
     member: str
     node: str
+    factor: float = 1.0
 
 
 @final

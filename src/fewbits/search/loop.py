@@ -29,7 +29,7 @@ from fewbits.targets.base import Target
 
 # Range rules of activations and weights that an effort tries, the likeliest winner first.
 EFFORTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "fast": (("mse", "mse"),),
+    "fast": (("mse", "mse"), ("minmax", "minmax")),
     "balanced": (("mse", "mse"), ("minmax", "minmax"), ("percentile:99.99", "mse")),
     "best": (
         ("mse", "mse"),

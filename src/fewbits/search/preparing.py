@@ -167,6 +167,10 @@ def prepare(request: Request) -> Prepared:
         request = replace(request, target=request.plan.target, seed=request.plan.seed)
     target = resolve_target(request.target)
     model = open_model(request.model, max_memory=request.max_memory)
+    if request.plan is not None:
+        from fewbits.models.onnx.repairs import repeated
+
+        model = repeated(model, request.plan.transforms)
     output = score_output(model, request.score_output)
     weights_only = request.weights_only
     placement = place_stored(model.view, target, target.variant.weight) if weights_only else place(model.view, target)

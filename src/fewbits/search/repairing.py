@@ -1,18 +1,38 @@
-"""Repairs of the executed graph: what falls back to float is rewritten, measured again, and kept where it helps."""
+"""Repairs of the executed graph: what falls back to float is rewritten, measured again, and kept where it helps.
+
+Each repair is tried on top of those kept before: the file is built from a few examples, and timed beside the best file
+so far, the two interleaved. It stays where the whole interval of the ratio says "faster" by a margin, so that noise
+decides nothing. The last thing tried is the opposite of a repair: leaving all operators without weights float.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
 from fewbits.calibration.statistics import Statistics
-from fewbits.measurement.executed import FloatIsland
+from fewbits.flow import observe
+from fewbits.measurement.benchmark import quick_speedup
+from fewbits.measurement.executed import FloatIsland, read_executed
+from fewbits.models.onnx.feeding import shard_size
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.repairs import REPAIRS, repaired
 from fewbits.planning.plan import Plan
+from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
+from fewbits.search.building import activation_sites, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.preparing import Prepared
+from fewbits.targets import place
+from fewbits.targets.base import Kind
+
+LIGHT_FLOAT = "light_float"
+# Seconds for which two files are timed; the interval narrows with their root.
+_SECONDS = 0.6
+# A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
+_WORTH = 1.02
 
 
 @final
@@ -24,11 +44,15 @@ class Repairs:
       before: Float islands of the file without repairs.
       kept: Names of the repairs that stayed.
       timings: What was measured of each that was tried, for timings.json.
+      integer_nodes: Nodes that ran in integers without repairs; None where nothing was tried.
+      float_nodes: Those that ran in float.
     """
 
     before: tuple[FloatIsland, ...] = ()
     kept: tuple[str, ...] = ()
     timings: tuple[dict[str, object], ...] = ()
+    integer_nodes: int | None = None
+    float_nodes: int | None = None
 
 
 NO_REPAIRS = Repairs()
@@ -37,7 +61,15 @@ NO_REPAIRS = Repairs()
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repaired:
-    """A model with its repairs, and where its plan starts."""
+    """A model with its repairs, and where its plan starts.
+
+    Args:
+      prepared: With the repaired model.
+      statistics: Of its activation sites, over the whole calibration part.
+      plan: All integers but for what is kept float.
+      keep_float: Nodes that stay float because the model runs faster so.
+      repairs: What was done.
+    """
 
     prepared: Prepared
     statistics: Statistics
@@ -52,6 +84,131 @@ def unrepaired(prepared: Prepared, statistics: Statistics) -> Repaired:
     return Repaired(prepared=prepared, statistics=statistics, plan=plan, keep_float=(), repairs=NO_REPAIRS)
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _State:
+    """One way to write the model, and the file that it gives."""
+
+    model: OnnxModel
+    keep_float: tuple[str, ...]
+    data: bytes
+
+
+@final
+class _Loop:
+    """The working state of one repair."""
+
+    def __init__(self, prepared: Prepared, options: Options, feeds: dict[str, np.ndarray]) -> None:
+        self._prepared = prepared
+        self._options = options
+        self._feeds = feeds
+        self._timings: list[dict[str, object]] = []
+
+    def built(self, model: OnnxModel, keep_float: tuple[str, ...], statistics: Statistics | None = None) -> _State:
+        """Returns a file that runs as the final one will; its ranges come from one shard of examples."""
+        prepared = self._prepared
+        plan = draft_plan(model, prepared.target, keep_float=keep_float, base=prepared.base)
+        if statistics is None:
+            assert prepared.parts is not None, "repairs are measured on data"
+            few = prepared.parts.calibration[: shard_size(model)]
+            statistics = observe(model, prepared.parts.data, few, activation_sites(plan))
+        data = build(model, plan, prepared.target, statistics).data
+        return _State(model=model, keep_float=keep_float, data=data)
+
+    def better(self, name: str, best: _State, other: _State) -> bool:
+        """Returns whether another file is faster than the best, and notes what was measured."""
+        if other.data == best.data:
+            return False
+        found = quick_speedup(
+            (best.data, other.data),
+            feeds=self._feeds,
+            options=self._options,
+            seconds=_SECONDS,
+            seed=self._prepared.request.seed,
+        )
+        kept = found.low > _WORTH
+        row = {"repair": name, "ratio": found.ratio, "low": found.low, "high": found.high, "kept": kept}
+        self._timings.append(row)
+        return kept
+
+    def run(self, statistics: Statistics) -> tuple[_State, Repairs]:
+        """Returns the best way found, and what was tried."""
+        first = best = self.built(self._prepared.model, (), statistics)
+        islands, integer, floats = self._executed(first)
+        best = self._light_float(best)
+        for repair in REPAIRS:
+            made = repaired(best.model, repair)
+            if made is None:
+                continue
+            # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
+            light = _light(made, self._prepared) if best.keep_float else ()
+            other = self.built(made, light)
+            if self.better(repair.name, best, other):
+                best = other
+        best = best if best.keep_float else self._light_float(best)
+        kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
+        return best, Repairs(
+            before=islands,
+            kept=(*kept, *([LIGHT_FLOAT] if best.keep_float else [])),
+            timings=tuple(self._timings),
+            integer_nodes=integer,
+            float_nodes=floats,
+        )
+
+    def _light_float(self, best: _State) -> _State:
+        light = _light(best.model, self._prepared)
+        if not light:
+            return best
+        other = self.built(best.model, light)
+        return other if self.better(LIGHT_FLOAT, best, other) else best
+
+    def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
+        """Returns the islands of a file and its nodes in integers and in float."""
+        import tempfile
+        from pathlib import Path
+
+        from fewbits.runtimes.base import Numbers
+
+        target = self._prepared.target
+        with tempfile.TemporaryDirectory(prefix="fewbits-repair-") as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(state.data)
+            nodes = RUNTIMES[target.runtime].executed(file, self._options, self._feeds)
+        view = state.model.view
+        executed = read_executed(nodes, place(view, target), view)
+        return executed.islands, executed.count(Numbers.INTEGER), executed.count(Numbers.FLOAT)
+
+
+def _light(model: OnnxModel, prepared: Prepared) -> tuple[str, ...]:
+    """Returns the nodes without weights that would run in integers."""
+    target = prepared.target
+    return tuple(
+        name
+        for name in place(model.view, target).integer
+        if target.rules[model.view.by_name[name].op].kind is Kind.LIGHT
+    )
+
+
 def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: dict[str, np.ndarray]) -> Repaired:
-    """Returns the model as it is."""
-    return unrepaired(prepared, statistics)
+    """Returns the model with the repairs that make it faster, and its statistics.
+
+    Args:
+      prepared: What was opened.
+      statistics: Of the activation sites of the model as it is.
+      options: Of the timed sessions.
+      feeds: One example.
+    """
+    best, repairs = _Loop(prepared, options, feeds).run(statistics)
+    if best.model is not prepared.model:
+        model = best.model
+        prepared = replace(prepared, model=model, placement=place(model.view, prepared.target))
+        statistics = _observed(prepared)
+    plan = draft_plan(prepared.model, prepared.target, keep_float=best.keep_float, base=prepared.base)
+    return Repaired(prepared=prepared, statistics=statistics, plan=plan, keep_float=best.keep_float, repairs=repairs)
+
+
+def _observed(prepared: Prepared) -> Statistics:
+    parts, request = prepared.parts, prepared.request
+    assert parts is not None
+    sites = activation_sites(draft_plan(prepared.model, prepared.target))
+    return observe(prepared.model, parts.data, parts.calibration, sites, jobs=request.jobs, progress=request.progress)

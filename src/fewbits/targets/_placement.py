@@ -18,6 +18,8 @@ from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, Link, OpView, Role, Site
 from fewbits.targets.base import Kind, OpRule, Output, Target
 
+# Operators through which codes pass: what stands before them and behind them is one chain.
+_PASSED_THROUGH = (Kind.MOVES, Kind.MOVES_CODES, Kind.CLIPS, Kind.SCALES)
 _BIAS_FORMAT = Int(bits=32, signed=True)
 
 
@@ -33,6 +35,15 @@ class Reason:
 
     slug: str
     text: str
+
+
+# Why an operator through which codes could pass stays float, by whether it multiplies.
+_PASSED_BY = {
+    False: Reason(slug="moves-float", text="moves elements between operators that are float"),
+    True: Reason(
+        slug="chain-end", text="no integer operator before it and behind it, so integers would only add conversions"
+    ),
+}
 
 
 @final
@@ -73,6 +84,9 @@ def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:
         return Reason(slug="custom-domain", text=f"operator of the domain {op.domain!r}, unknown to the target")
     if op.has_subgraph:
         return Reason(slug="subgraph", text="holds graphs of its own, which stay float")
+    scales = target.scaling.get(op.op)
+    if scales is not None and all(condition.holds(op, graph) for condition in scales.conditions):
+        return scales
     rule = target.rules.get(op.op)
     if rule is None:
         text = target.float_reasons.get(op.op, f"{target.name} has no integer kernel for {op.op}")
@@ -143,8 +157,7 @@ class _Placer:
         while source is not None:
             if source.name in self.integer:
                 return True
-            moves = self.kind(source) in (Kind.MOVES, Kind.MOVES_CODES)
-            if not moves and source.name not in self.absorbed:
+            if self.kind(source) not in _PASSED_THROUGH:
                 return False
             source = self.graph.producer.get(source.inputs[0])
         return False
@@ -154,8 +167,8 @@ class _Placer:
         for reader in self.graph.consumers.get(name, ()):
             if reader.name in self.integer and name in self.rules[reader.name].activation_inputs(reader):
                 return True
-            moves = self.kind(reader) in (Kind.MOVES, Kind.MOVES_CODES) and reader.inputs[0] == name
-            if (moves or reader.name in self.absorbed) and any(self._reaches_integer(out) for out in reader.outputs):
+            passed = self.kind(reader) in _PASSED_THROUGH and reader.inputs[0] == name
+            if passed and any(self._reaches_integer(out) for out in reader.outputs):
                 return True
         return False
 
@@ -186,9 +199,9 @@ class _Placer:
             rule = self.rules[op.name]
             self.quantized.update(rule.activation_inputs(op))
             # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
-            if rule.output is Output.REQUIRED or self.unit_output(op) != op.outputs[0]:
+            if output_required(op, rule, self.graph) or self.unit_output(op) != op.outputs[0]:
                 self.quantized.add(self.unit_output(op))
-        movers = [op for op in self.graph.ops if self.kind(op) in (Kind.MOVES, Kind.MOVES_CODES)]
+        movers = [op for op in self.graph.ops if self._moves(op)]
         for op in reversed(movers):
             wanted = any(name in self.quantized for name in op.outputs)
             source = op.inputs[0]
@@ -200,11 +213,17 @@ class _Placer:
             if op.inputs[0] in self.quantized and self._comes_from_integer(op.inputs[0]):
                 self._link(op)
 
+    def _moves(self, op: OpView) -> bool:
+        """Returns whether an operator's output can have the codes of its input: moved, clipped, or of another scale."""
+        kind = self.kind(op)
+        return kind in _PASSED_THROUGH and not (kind is Kind.CLIPS and op.name in self.absorbed)
+
     def _link(self, op: OpView) -> None:
         """Quantizes every output of an operator that moves elements, with the parameters of its input."""
+        factor = factor_of(op, self.graph) if self.kind(op) is Kind.SCALES else 1.0
         for name in filter(None, op.outputs):
             self.quantized.add(name)
-            self.links[name] = Link(root=op.inputs[0], member=name, node=op.name)
+            self.links[name] = Link(root=op.inputs[0], member=name, node=op.name, factor=factor)
 
     def _only_feeds(self, name: str, op: OpView) -> bool:
         """Returns whether a graph input goes into this operator alone, and from there into nothing but integers."""
@@ -225,7 +244,7 @@ class _Placer:
                     text="no integer operator right before it whose only reader it is, so saturation cannot do it",
                 )
             else:
-                reason = Reason(slug="moves-float", text="moves elements between operators that are float")
+                reason = _PASSED_BY[self.kind(op) is Kind.SCALES]
             self.reasons[op.name] = reason
         return Placement(
             sites=tuple(self._sites()),
@@ -247,10 +266,11 @@ class _Placer:
                 link = self.links.get(name)
                 if link is None:
                     continue
-                root = link.root
+                root, factor = link.root, link.factor
                 while root in self.links:
+                    factor *= self.links[root].factor
                     root = self.links[root].root
-                yield Link(root=root, member=link.member, node=link.node)
+                yield Link(root=root, member=link.member, node=link.node, factor=factor)
 
     def _sites(self) -> Iterable[PlacedSite]:
         seen: set[str] = set()
@@ -269,7 +289,11 @@ class _Placer:
 
     def _why(self, name: str, op: OpView) -> str:
         if name in self.links:
-            return f"{op.op} only moves elements: shares the scale of {self.links[name].root!r}"
+            root = self.links[name].root
+            if self.kind(op) is Kind.SCALES:
+                return f"{op.op} by a number goes into the scale: the codes of {root!r}"
+            does = "clips the codes" if self.kind(op) is Kind.CLIPS else "only moves elements"
+            return f"{op.op} {does}: shares the scale of {root!r}"
         if op.name in self.absorbed:
             return f"{op.op} is done by saturation"
         return "between integer operators" if op.name in self.integer else "read by an integer operator"
@@ -335,9 +359,28 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
         results = _result_of(op, graph, target)
-        if needed <= have and (results & have or (rule.output is Output.OPTIONAL and len(results) == 1)):
+        free = not output_required(op, rule, graph) and len(results) == 1
+        if needed <= have and (results & have or free):
             found.append(op.name)
     return tuple(found)
+
+
+def output_required(op: OpView, rule: OpRule, graph: GraphView) -> bool:
+    """Returns whether an operator runs in integers only with a quantized output."""
+    if rule.output is not Output.UNLESS_ADDED:
+        return rule.output is Output.REQUIRED
+    shape = graph.tensors[op.inputs[0]].shape
+    if shape is None or (len(shape) > 2 and None in shape):
+        return False
+    adds = [reader for reader in graph.consumers.get(op.outputs[0], ()) if reader.op == "Add"]
+    return any(len(shape) == 2 or graph.is_constant(name) for add in adds for name in add.inputs)
+
+
+def factor_of(op: OpView, graph: GraphView) -> float:
+    """Returns by which number an operator of the kind SCALES multiplies."""
+    value = graph.tensors[op.inputs[1]].value
+    assert value is not None
+    return 1 / value if op.op == "Div" else value
 
 
 def _result_of(op: OpView, graph: GraphView, target: Target) -> set[str]:

@@ -18,7 +18,8 @@ class Kind(StrEnum):
     LIGHT = "light"  # runs in integers only to keep a chain of integer operators unbroken
     MOVES = "moves"  # moves elements: output and input share scale and zero point, Q/DQ around it vanish
     MOVES_CODES = "moves-codes"  # moves elements, but the runtime keeps the Q/DQ: emitted on the codes themselves
-    CLIPS = "clips"  # saturation does it for free when it follows an integer operator
+    CLIPS = "clips"  # saturation does it for free behind an integer operator; elsewhere a clip of the codes
+    SCALES = "scales"  # multiplies by a number: the next DequantizeLinear gets another scale, and the operator vanishes
 
 
 class Output(StrEnum):
@@ -26,6 +27,7 @@ class Output(StrEnum):
 
     REQUIRED = "required"
     OPTIONAL = "optional"
+    UNLESS_ADDED = "unless-added"  # only where a fixed row is added behind it, which the runtime would fuse in float
 
 
 @final
@@ -132,6 +134,7 @@ class Target:
       exporter: Name of the exporter in the exporters' catalog.
       summary: One line.
       rules: By operator type of the standard domain.
+      scaling: Rules of operators that multiply by a number; where one's conditions fail, ``rules`` counts.
       float_reasons: Why operators without a rule stay float, where more is known than that they have none.
       stored: Operators whose weights alone may be stored in codes.
       variants: By instruction set.
@@ -145,6 +148,7 @@ class Target:
     summary: str
     rules: Mapping[str, OpRule]
     float_reasons: Mapping[str, str]
+    scaling: Mapping[str, OpRule]
     variants: Mapping[str, Variant]
     isa: str
     stored: Mapping[str, StoredRule] = field(default_factory=dict)

@@ -79,6 +79,7 @@ def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel
     if to_quantize and opset(proto) < refusals.MIN_OPSET:
         model = opening.convert(model, refusals.MIN_OPSET)
     only = _READING_PASSES if not to_quantize else _LAZY_PASSES if lazy else None
+    model.ir_version = max(model.ir_version, 4)  # before that every weight had to be an input as well
     opening.run(model, only=only)
     return OnnxModel(
         ir_model=model,

@@ -118,6 +118,11 @@ def bounds_of(view: GraphView, weights: int, feeds: dict[str, np.ndarray]) -> Bo
     )
 
 
+def bounds_for_conversion(weights: int) -> Bounds:
+    """Returns what converting a file of so many bytes may take."""
+    return Bounds(seconds=4 * _SECONDS, memory=_MEMORY + 2 * _WEIGHT_COPIES * weights)
+
+
 def input_specs(view: GraphView) -> tuple[InputSpec, ...]:
     """Returns what a graph takes."""
     return tuple(
