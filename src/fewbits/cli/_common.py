@@ -19,6 +19,10 @@ MODEL = click.Path(dir_okay=True)
 _PAGE = 100
 _GAP = 2
 _LEAST_LAST = 30
+# Characters of a cell: beyond it a name of a stranger's file would make every line as long as itself.
+_WIDEST = 120
+# Characters of any line that is printed; --json gives names as they are.
+LONGEST_LINE = 2000
 
 
 def output_options(function: Function) -> Function:
@@ -190,7 +194,7 @@ def say(lines: str | list[str]) -> None:
 
     for line in [lines] if isinstance(lines, str) else lines:
         indent = " " * (len(line) - len(line.lstrip(" ")))
-        write_out((indent + fold(clean(line), sys.stdout.encoding or "ascii")).rstrip() + "\n")
+        write_out((indent + fold(clean(line, limit=LONGEST_LINE), sys.stdout.encoding or "ascii")).rstrip() + "\n")
 
 
 def note(line: str) -> None:
@@ -244,7 +248,9 @@ def table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...]) -> list[str
 
     from fewbits.reporting.text import clean
 
-    cells = [tuple(clean(cell) for cell in row) for row in (head, *rows)]
+    cells = [
+        (*(clean(cell, limit=_WIDEST) for cell in row[:-1]), clean(row[-1], limit=5 * _WIDEST)) for row in (head, *rows)
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     left = sum(widths[:-1]) + _GAP * (len(head) - 1)
     widths[-1] = min(widths[-1], max(_LEAST_LAST, _PAGE - left))
