@@ -35,9 +35,7 @@ def _bag() -> ModuleType:
 
 bag = _bag()
 # What does not go through yet, and why.
-_BROKEN = {
-    "old_exporter": "the canonical model keeps IR version 3, in which every initializer has to be an input",
-}
+_BROKEN: dict[str, str] = {}
 
 
 def _cases(*, refused: bool) -> list[Any]:
@@ -141,7 +139,6 @@ def test_without_a_metric_an_output_of_one_column_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the report gives the operator set after conversion as that of the float model")
 def test_the_report_gives_the_operator_set_that_came_in(cli: Callable[..., Any], tmp_path: Path) -> None:
     case = bag.CASES["old_classifier_opset9"]
     files, out = bag.save(case.make(), tmp_path, case.name), tmp_path / "out"

@@ -44,22 +44,11 @@ def assemble(run: Finished) -> schema.Report:
         if run.judged is None
         else schema.Flips(harmful=run.judged.bound.harmful, helpful=run.judged.bound.helpful),
         layers=_layers(run),
-        search=tuple(
-            schema.Candidate(
-                step=number,
-                change=trial.change,
-                selection_drop=trial.drop,
-                selection_kl=trial.kl,
-                integer_nodes=trial.integer_nodes,
-                kept=trial.kept,
-                reason=trial.reason,
-            )
-            for number, trial in enumerate(run.trail, start=1)
-        ),
+        search=_search(run),
         model=schema.ModelFacts(
             name=prepared.model.name,
             sha256=prepared.model.sha256,
-            opset=run.graph.opset,
+            opset=prepared.model.opset,
             parameters=prepared.model.parameters,
             macs=sum(count_macs(run.graph).values()),
         ),
@@ -94,6 +83,33 @@ def _weights_sentence(run: Finished, report: schema.Report) -> str:
     gains = ", ".join(text for text in (smaller(report), faster(report)) if text)
     count = len(run.candidate.plan.quantized)
     return f"{count} weights stored in 8 bits, {gains}; the loss was not measured: {run.unmeasured}."
+
+
+def _search(run: Finished) -> tuple[schema.Candidate, ...]:
+    """Returns everything that was tried: repairs, which go by speed, then candidates, which go by closeness."""
+    repairs = [
+        schema.Candidate(
+            step=number,
+            change=f"repair: {trial.what}",
+            kept=trial.kept,
+            reason=f"{trial.speedup.ratio:.2f}x as fast as before ({trial.speedup.low:.2f} to "
+            f"{trial.speedup.high:.2f})",
+        )
+        for number, trial in enumerate(run.repairs.trials, start=1)
+    ]
+    candidates = [
+        schema.Candidate(
+            step=number,
+            change=trial.change,
+            selection_drop=trial.drop,
+            selection_kl=trial.kl,
+            integer_nodes=trial.integer_nodes,
+            kept=trial.kept,
+            reason=trial.reason,
+        )
+        for number, trial in enumerate(run.trail, start=len(repairs) + 1)
+    ]
+    return (*repairs, *candidates)
 
 
 def _isa() -> str:
@@ -185,6 +201,9 @@ def _executed(run: Finished, ran: Ran) -> schema.Executed:
     return schema.Executed(
         integer_nodes=executed.count(Numbers.INTEGER),
         float_nodes=executed.count(Numbers.FLOAT),
+        integer_nodes_before=None if run.float_kept else run.repairs.integer_nodes,
+        float_nodes_before=None if run.float_kept else run.repairs.float_nodes,
+        repairs=None if run.float_kept or run.repairs.integer_nodes is None else run.repairs.kept,
         by_dtype=executed.by_dtype,
         kernels=executed.kernels,
         islands=tuple(
@@ -234,6 +253,10 @@ def _reasons(run: Finished) -> dict[str, str]:
         "latency.speedup_high": "too few blocks for an interval",
         "latency.speedup_low": "too few blocks for an interval",
     }
+    before = ("executed.integer_nodes_before", "executed.float_nodes_before", "executed.repairs")
+    reasons |= dict.fromkeys(before, "no repair was tried: a plan was applied, or the float model was kept")
+    tried = "repairs are judged by speed, on the graph as it runs"
+    reasons |= dict.fromkeys(("search.selection_drop", "search.selection_kl", "search.integer_nodes"), tried)
     if run.judged is None:
         reasons |= dict.fromkeys(("metric", "flips", "data"), run.unmeasured)
     if run.ran is None:
@@ -287,7 +310,9 @@ def timings(run: Finished) -> str:
         "cpu": cpu_name(),
         "isa": list(cpu_flags()),
         "stage_seconds": dict(run.seconds),
-        "repairs": list(run.repairs.timings),
+        "repairs": [
+            {"repair": trial.name, "kept": trial.kept, **_speedup(trial.speedup)} for trial in run.repairs.trials
+        ],
     }
     document = head if run.ran is None else {**_measured(run.ran), **head}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

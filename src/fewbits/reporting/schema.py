@@ -158,6 +158,11 @@ class Executed(_Part):
 
     integer_nodes: Count = Field(default=None, description="Nodes that compute on integers")
     float_nodes: Count = Field(default=None, description="Nodes that compute on floats")
+    integer_nodes_before: Count = Field(default=None, description="As integer_nodes, of the file without repairs")
+    float_nodes_before: Count = Field(default=None, description="As float_nodes, of the file without repairs")
+    repairs: tuple[str, ...] | None = Field(
+        default=None, description="Repairs of the graph that were measured and kept; null means none was tried"
+    )
     by_dtype: dict[str, NonNegativeInt] | None = Field(
         default=None, description="Nodes by the data type they compute on"
     )

@@ -81,7 +81,9 @@ def _executed(report: Report) -> str:
     integer, floats = words.figure(report, "executed.integer_nodes"), words.figure(report, "executed.float_nodes")
     if not integer.known:
         return f"unknown: {integer.reason}"
-    return f"{integer.text} nodes in integers, {floats.text} in float"
+    before, was = report.executed.integer_nodes_before, report.executed.float_nodes_before
+    changed = "" if not report.executed.repairs else f" ({before} and {was} before repairs)"
+    return f"{integer.text} nodes in integers, {floats.text} in float{changed}"
 
 
 def _islands(report: Report) -> list[str]:

@@ -163,7 +163,7 @@ def inspect_model(path: str, *, target: str) -> Inspection:
     return Inspection(
         name=model.name,
         sha256=model.sha256,
-        opset=model.view.opset,
+        opset=model.opset,
         inputs=tuple((spec.name, spec.dtype, spec.shape) for spec in model.inputs),
         outputs=model.view.outputs,
         parameters=model.parameters,

@@ -7,7 +7,9 @@ decides nothing. The last thing tried is the opposite of a repair: leaving all o
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -16,12 +18,13 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.flow import observe
 from fewbits.measurement.benchmark import quick_speedup
 from fewbits.measurement.executed import FloatIsland, read_executed
+from fewbits.measurement.latency import Speedup
 from fewbits.models.onnx.feeding import shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.repairs import REPAIRS, repaired
 from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
-from fewbits.runtimes.base import Options
+from fewbits.runtimes.base import Numbers, Options
 from fewbits.search.building import activation_sites, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.preparing import Prepared
@@ -37,20 +40,38 @@ _WORTH = 1.02
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairTrial:
+    """One repair that was tried.
+
+    Args:
+      name: Its name.
+      what: What it does, in words.
+      speedup: Of the file with it over the best file before.
+      kept: Whether it stayed.
+    """
+
+    name: str
+    what: str
+    speedup: Speedup
+    kept: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repairs:
     """What was changed, and what it brought.
 
     Args:
       before: Float islands of the file without repairs.
       kept: Names of the repairs that stayed.
-      timings: What was measured of each that was tried, for timings.json.
+      trials: What was measured of each that was tried.
       integer_nodes: Nodes that ran in integers without repairs; None where nothing was tried.
       float_nodes: Those that ran in float.
     """
 
     before: tuple[FloatIsland, ...] = ()
     kept: tuple[str, ...] = ()
-    timings: tuple[dict[str, object], ...] = ()
+    trials: tuple[RepairTrial, ...] = ()
     integer_nodes: int | None = None
     float_nodes: int | None = None
 
@@ -102,7 +123,7 @@ class _Loop:
         self._prepared = prepared
         self._options = options
         self._feeds = feeds
-        self._timings: list[dict[str, object]] = []
+        self._trials: list[RepairTrial] = []
 
     def built(self, model: OnnxModel, keep_float: tuple[str, ...], statistics: Statistics | None = None) -> _State:
         """Returns a file that runs as the final one will; its ranges come from one shard of examples."""
@@ -115,7 +136,7 @@ class _Loop:
         data = build(model, plan, prepared.target, statistics).data
         return _State(model=model, keep_float=keep_float, data=data)
 
-    def better(self, name: str, best: _State, other: _State) -> bool:
+    def better(self, name: str, what: str, best: _State, other: _State) -> bool:
         """Returns whether another file is faster than the best, and notes what was measured."""
         if other.data == best.data:
             return False
@@ -127,8 +148,7 @@ class _Loop:
             seed=self._prepared.request.seed,
         )
         kept = found.low > _WORTH
-        row = {"repair": name, "ratio": found.ratio, "low": found.low, "high": found.high, "kept": kept}
-        self._timings.append(row)
+        self._trials.append(RepairTrial(name=name, what=what, speedup=found, kept=kept))
         return kept
 
     def run(self, statistics: Statistics) -> tuple[_State, Repairs]:
@@ -143,14 +163,14 @@ class _Loop:
             # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
             light = _light(made, self._prepared) if best.keep_float else ()
             other = self.built(made, light)
-            if self.better(repair.name, best, other):
+            if self.better(repair.name, repair.what, best, other):
                 best = other
         best = best if best.keep_float else self._light_float(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
         return best, Repairs(
             before=islands,
             kept=(*kept, *([LIGHT_FLOAT] if best.keep_float else [])),
-            timings=tuple(self._timings),
+            trials=tuple(self._trials),
             integer_nodes=integer,
             float_nodes=floats,
         )
@@ -160,15 +180,10 @@ class _Loop:
         if not light:
             return best
         other = self.built(best.model, light)
-        return other if self.better(LIGHT_FLOAT, best, other) else best
+        return other if self.better(LIGHT_FLOAT, "operators without weights left float", best, other) else best
 
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
         """Returns the islands of a file and its nodes in integers and in float."""
-        import tempfile
-        from pathlib import Path
-
-        from fewbits.runtimes.base import Numbers
-
         target = self._prepared.target
         with tempfile.TemporaryDirectory(prefix="fewbits-repair-") as folder:
             file = Path(folder) / "model.onnx"

@@ -48,6 +48,7 @@ class OnnxModel:
       annotated: Inner tensors whose type the file stated; what shape inference adds is not written back.
       folder: Where the weights lie that are too large to be brought inside; None where all are inside.
       external_bytes: Bytes of those.
+      opset: Of the file as it came, before any conversion.
       single: Inputs without an axis of examples: they are fed one example at a time.
     """
 
@@ -60,6 +61,7 @@ class OnnxModel:
     annotated: frozenset[str] = frozenset()
     folder: Path | None = None
     external_bytes: int = 0
+    opset: int = 0
     single: frozenset[str] = frozenset()
 
     @cached_property

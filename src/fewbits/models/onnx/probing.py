@@ -35,6 +35,7 @@ _CHANGED_INDICES = 0.01
 # multiply-accumulates a second), and so are tensors in proportion to weights and inputs; what 70 bytes ask for is not.
 _SECONDS = 5.0
 _MACS_A_SECOND = 1e9
+_KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _MEMORY = 512 * MIB
 _WEIGHT_COPIES = 4
 _ACTIVATIONS_PER_BYTE = 256
@@ -90,11 +91,18 @@ def start_probe(
         try:
             return probe, probe.run(data)
         except ModelError as error:
+            if error.slug == "runtime-refuses" and unknown_domains(view):
+                break  # operators that this runtime lacks: read, and named, but not run
             if len(lengths) == 1 or error.slug != "run-failed":
                 raise _named(error, name) from error
         except FewbitsError as error:
             raise _named(error, name) from error
     return Probe(feeds=None, bounds=bounds), None
+
+
+def unknown_domains(view: GraphView) -> tuple[str, ...]:
+    """Returns the domains of a graph's operators that no runtime here is known to have."""
+    return tuple(sorted({op.domain for op in view.ops} - _KNOWN_DOMAINS))
 
 
 def _named(error: FewbitsError, name: str) -> FewbitsError:

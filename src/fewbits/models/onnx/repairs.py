@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from fewbits._base.errors import FewbitsError, ModelError
 from fewbits.models.onnx.editing import CountingPass
 from fewbits.models.onnx.model import OnnxModel, serialize
+from fewbits.models.onnx.normal_forms import ClipFirst
 from fewbits.models.onnx.probing import PASS_TOLERANCE, bounds_for_conversion, compare_outputs, start_probe
 from fewbits.models.onnx.protobuf import parse
 from fewbits.models.onnx.repairs_convolution import DeconvToConv, NormToConv, PoolToConv
@@ -74,6 +75,7 @@ def repaired(model: OnnxModel, repair: Repair) -> OnnxModel | None:
         common.ShapeInferencePass()(clone)
     if not repair.make()(clone).modified:
         return None
+    ClipFirst()(clone)  # a clip behind moves that a repair made is saturation once it stands right behind the layer
     common.RemoveUnusedNodesPass()(clone)
     common.ShapeInferencePass()(clone)
     what = f"{model.name}: repair {repair.name}"
