@@ -17,7 +17,8 @@ def rules_table() -> str:
     command = [sys.executable, "-m", "fewbits", "targets", "ort-cpu:vnni", "--json"]
     rows = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)["rules"]
     head = ["Operator", "Kind", "Runs as", "Condition, or why float"]
-    lines = [head, ["---"] * len(head), *rows]
+    cells = [[row[key] for key in ("op", "kind", "runs_as", "note")] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |".replace("  ", " ") for row in lines)
 
 

@@ -44,6 +44,11 @@ def log_probabilities(values: np.ndarray, *, probabilities: bool) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
+def classes_last(values: np.ndarray) -> np.ndarray:
+    """Returns outputs with their classes on the last axis: of maps [n, classes, height, width, …] they are axis 1."""
+    return np.moveaxis(values, 1, -1) if values.ndim >= 4 else values
+
+
 def kl_per_example(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Returns KL(reference || outputs) in nats, [n] float64: the mean over all rows of an example.
 
@@ -102,6 +107,7 @@ class QualityMeter:
         self._examples += reference.shape[0]
         self._signal += float((wide**2).sum())
         self._noise += float(((other - wide) ** 2).sum())
+        reference, outputs = classes_last(reference), classes_last(outputs)
         if reference.ndim < 2 or reference.shape[-1] < 2 or reference.dtype.kind != "f":
             self._classes = False
             return

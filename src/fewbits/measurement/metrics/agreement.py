@@ -8,13 +8,15 @@ import numpy as np
 
 from fewbits._base.errors import DataError
 from fewbits.measurement.metrics.base import Metric, Outputs
+from fewbits.measurement.quality import classes_last
 
 
 @final
 class Agreement(Metric):
     """The share of answers that are the float model's; needs no labels, says nothing of truth.
 
-    Of float outputs the answer is the largest along the last axis; integer outputs are answers themselves.
+    Of float outputs the answer is the largest along the last axis, or of maps (four axes and more) along axis 1;
+    integer outputs are answers themselves.
     """
 
     name = "agreement"
@@ -26,9 +28,11 @@ class Agreement(Metric):
         if values.dtype.kind in "iub":  # the answers themselves: the model ends in an ArgMax
             equal = values == float_values
             return np.asarray(equal.reshape(equal.shape[0], -1).mean(axis=1), dtype=np.float64)
+        shape = list(values.shape)
+        values, float_values = classes_last(values), classes_last(float_values)
         if values.ndim < 2 or values.shape[-1] < 2:
             raise DataError(
-                f"output {output!r} has shape {list(values.shape)}: no classes on the last axis to agree on; "
+                f"output {output!r} has shape {shape}: no classes to agree on (last axis; axis 1 of maps); "
                 "name another output with --score-output, or a --metric of your own (module:function)",
                 slug="agreement-needs-classes",
             )
