@@ -92,8 +92,9 @@ def _search(run: Finished) -> tuple[schema.Candidate, ...]:
             step=number,
             change=f"repair: {trial.what}",
             kept=trial.kept,
-            reason=f"{trial.speedup.ratio:.2f}x as fast as before ({trial.speedup.low:.2f} to "
-            f"{trial.speedup.high:.2f})",
+            reason=trial.failed
+            if trial.speedup is None
+            else f"{trial.speedup.ratio:.2f}x as fast as before ({trial.speedup.low:.2f} to {trial.speedup.high:.2f})",
         )
         for number, trial in enumerate(run.repairs.trials, start=1)
     ]
@@ -311,7 +312,8 @@ def timings(run: Finished) -> str:
         "isa": list(cpu_flags()),
         "stage_seconds": dict(run.seconds),
         "repairs": [
-            {"repair": trial.name, "kept": trial.kept, **_speedup(trial.speedup)} for trial in run.repairs.trials
+            {"repair": trial.name, "kept": trial.kept, **({} if trial.speedup is None else _speedup(trial.speedup))}
+            for trial in run.repairs.trials
         ],
     }
     document = head if run.ran is None else {**_measured(run.ran), **head}

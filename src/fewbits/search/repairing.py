@@ -14,6 +14,7 @@ from typing import final
 
 import numpy as np
 
+from fewbits._base.errors import FewbitsError
 from fewbits.calibration.statistics import Statistics
 from fewbits.flow import observe
 from fewbits.measurement.benchmark import quick_speedup
@@ -21,7 +22,7 @@ from fewbits.measurement.executed import FloatIsland, read_executed
 from fewbits.measurement.latency import Speedup
 from fewbits.models.onnx.feeding import shard_size
 from fewbits.models.onnx.model import OnnxModel
-from fewbits.models.onnx.repairs import REPAIRS, repaired
+from fewbits.models.onnx.repairs import REPAIRS, Repair, repaired
 from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Numbers, Options
@@ -46,14 +47,16 @@ class RepairTrial:
     Args:
       name: Its name.
       what: What it does, in words.
-      speedup: Of the file with it over the best file before.
+      speedup: Of the file with it over the best file before; None where there was none to time.
       kept: Whether it stayed.
+      failed: Why there was none: a fault of ours that costs the user nothing but this repair.
     """
 
     name: str
     what: str
-    speedup: Speedup
+    speedup: Speedup | None
     kept: bool
+    failed: str = ""
 
 
 @final
@@ -157,13 +160,13 @@ class _Loop:
         islands, integer, floats = self._executed(first)
         best = self._light_float(best)
         for repair in REPAIRS:
-            made = repaired(best.model, repair)
-            if made is None:
+            try:
+                other = self._with(best, repair)
+            except FewbitsError as error:
+                trial = RepairTrial(name=repair.name, what=repair.what, speedup=None, kept=False, failed=str(error))
+                self._trials.append(trial)
                 continue
-            # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
-            light = _light(made, self._prepared) if best.keep_float else ()
-            other = self.built(made, light)
-            if self.better(repair.name, repair.what, best, other):
+            if other is not None and self.better(repair.name, repair.what, best, other):
                 best = other
         best = best if best.keep_float else self._light_float(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
@@ -174,6 +177,14 @@ class _Loop:
             integer_nodes=integer,
             float_nodes=floats,
         )
+
+    def _with(self, best: _State, repair: Repair) -> _State | None:
+        """Returns the best way with one repair more; None where that changes nothing."""
+        made = repaired(best.model, repair)
+        if made is None:
+            return None
+        # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
+        return self.built(made, _light(made, self._prepared) if best.keep_float else ())
 
     def _light_float(self, best: _State) -> _State:
         light = _light(best.model, self._prepared)

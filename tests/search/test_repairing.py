@@ -1,0 +1,110 @@
+"""The loop that tries repairs: what is faster stays, what is not goes, and the report says both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewbits._base.errors import ModelError
+from fewbits.measurement.latency import Speedup
+from fewbits.planning.plan import plan_from_json
+from fewbits.reporting.assembly import assemble
+from fewbits.search import job, repairing
+from fewbits.search.finished import Finished
+from fewbits.search.preparing import Request
+
+
+def swish_net(graphs: Any, folder: Path) -> Path:
+    n = graphs.Net()
+    x = n.input(("N", 8, 8, 8))
+    h = n.op("HardSwish", n.conv(x, 8, 8))
+    pooled = n.op("Flatten", n.op("GlobalAveragePool", n.conv(h, 8, 8)))
+    n.output(n.gemm(n.op("Sub", pooled, n.const(0.25)), 8, 4))
+    return n.save(folder)
+
+
+def finished(path: Path, monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float], **more: Any) -> Finished:
+    """Runs the whole job with a clock that says how much faster each repair makes the file."""
+    asked: list[str] = []
+    better = repairing._Loop.better
+
+    def told(self: Any, name: str, what: str, best: Any, other: Any) -> bool:
+        asked.append(name)
+        return better(self, name, what, best, other)
+
+    def clock(models: Any, **options: Any) -> Speedup:
+        ratio = ratios.get(asked[-1], 0.9)
+        return Speedup(ratio=ratio, low=ratio - 0.05, high=ratio + 0.05, confidence=0.95)
+
+    monkeypatch.setattr(repairing._Loop, "better", told)
+    monkeypatch.setattr(repairing, "quick_speedup", clock)
+    data = {"x": np.random.default_rng(0).standard_normal((200, 8, 8, 8), np.float32)}
+    request = Request(
+        model=str(path), data=data, max_drop=None, scheme="w8a8", allow_slower=True, target="ort-cpu:vnni", **more
+    )
+    return job.run(request)
+
+
+@pytest.fixture
+def hurried(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.hurry(monkeypatch)
+
+
+def test_what_is_faster_stays_and_the_report_shows_before_and_after(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(swish_net(graphs, tmp_path), monkeypatch, {"saturating_swish": 1.5, "sub_to_add": 1.2})
+    assert run.repairs.kept == ("saturating_swish", "sub_to_add")
+    report = assemble(run)
+    executed = report.executed
+    assert executed.repairs == ("saturating_swish", "sub_to_add")
+    assert (executed.float_nodes, executed.float_nodes_before) == (0, run.repairs.float_nodes)
+    assert run.repairs.float_nodes is not None and run.repairs.float_nodes >= 2
+    assert executed.islands is not None
+    assert {island.op for island in executed.islands if island.repaired} >= {"Sub"}
+    assert [step.change for step in report.search if step.kept] == [
+        "repair: HardSwish and HardSigmoid as sums that saturate", "repair: subtraction of a fixed tensor as addition",
+    ]  # fmt: skip
+    assert [step.name for step in run.candidate.plan.transforms][-2:] == ["saturating_swish", "sub_to_add"]
+
+
+def test_what_is_not_faster_by_more_than_noise_goes(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(swish_net(graphs, tmp_path), monkeypatch, {"saturating_swish": 1.06})
+    assert run.repairs.kept == ()
+    assert {trial.name for trial in run.repairs.trials} >= {"saturating_swish", "sub_to_add"}
+    assert assemble(run).executed.repairs == ()
+
+
+def test_a_plan_with_repairs_is_replayed_to_the_byte_without_a_clock(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = swish_net(graphs, tmp_path)
+    first = finished(path, monkeypatch, {"saturating_swish": 1.5})
+    plan = plan_from_json(first.candidate.plan.to_json())
+    data = {"x": np.random.default_rng(0).standard_normal((200, 8, 8, 8), np.float32)}
+    monkeypatch.setattr(repairing, "quick_speedup", None)
+    again = job.run(Request(model=str(path), data=data, max_drop=None, plan=plan))
+    assert again.data == first.data
+    assert again.repairs.trials == ()
+
+
+def test_a_repair_that_fails_costs_nothing_but_itself(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = repairing.repaired
+
+    def failing(model: Any, repair: Any) -> Any:
+        if repair.name == "saturating_swish":
+            raise ModelError("it changed the model", slug="pass-changed-model")
+        return whole(model, repair)
+
+    monkeypatch.setattr(repairing, "repaired", failing)
+    run = finished(swish_net(graphs, tmp_path), monkeypatch, {"sub_to_add": 1.3})
+    assert run.repairs.kept == ("sub_to_add",)
+    failed = next(step for step in assemble(run).search if "HardSwish" in step.change)
+    assert "pass-changed-model" in failed.reason and not failed.kept
