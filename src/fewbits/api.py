@@ -266,11 +266,17 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_json(text, where=os.fspath(path))
 
 
-def inspect(model: str | os.PathLike[str], *, target: str = "ort-cpu") -> Inspection:
-    """Returns what is in a model: sites, sizes, and what the target could do with each node."""
+def inspect(model: str | os.PathLike[str], *, target: str = "ort-cpu", max_memory: int | None = None) -> Inspection:
+    """Returns what is in a model: sites, sizes, and what the target could do with each node.
+
+    Args:
+      model: Path of an ONNX file.
+      target: Runtime and instruction set of the deployment.
+      max_memory: Bytes that one run of the model may take; by its size where None.
+    """
     from fewbits.search.inspection import inspect_model
 
-    return inspect_model(_model_path(model), target=target)
+    return inspect_model(_model_path(model), target=target, max_memory=max_memory)
 
 
 def plan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fewbits.cli._common import MODEL, human_bytes, human_count, output_options, say, say_json, table
+from fewbits.cli._common import MODEL, human_bytes, human_count, output_options, parse_size, say, say_json, table
 
 if TYPE_CHECKING:
     from fewbits.search.inspection import Inspection, NodeInspection
@@ -30,8 +30,18 @@ _CARRIED = {
 @click.option("--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists.")
 @click.option("--all", "every", is_flag=True, help="List every node.")
 @click.option("--node", metavar="NAME", help="All that the target says of one node.")
+@click.option("--max-memory", metavar="4GB", help="Memory that one run of the model may take. Default: by its size.")
 @output_options
-def command(model: str, target: str, every: bool, node: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+def command(
+    model: str,
+    target: str,
+    every: bool,
+    node: str | None,
+    max_memory: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Show what is in MODEL: sizes, operators, and what a target could do with each node."""
     if node is not None:
         if every:
@@ -39,7 +49,7 @@ def command(model: str, target: str, every: bool, node: str | None, as_json: boo
         return _show_node(model, node, target, as_json)
     from fewbits.api import inspect
 
-    found = inspect(model, target=target)
+    found = inspect(model, target=target, max_memory=parse_size(max_memory))
     if as_json:
         say_json({"schema_version": 1, **asdict(found), "states": found.states})
         return 0

@@ -152,9 +152,9 @@ class Inspection:
         return dict(Counter(node.state for node in self.nodes).most_common())
 
 
-def inspect_model(path: str, *, target: str) -> Inspection:
+def inspect_model(path: str, *, target: str, max_memory: int | None = None) -> Inspection:
     """Returns what is in the model at a path, and what the target could do with it."""
-    model, chosen = open_model(path), resolve_target(target)
+    model, chosen = open_model(path, max_memory=max_memory), resolve_target(target)
     placement = place(model.view, chosen)
     macs = count_macs(model.view)
     running = set(placement.integer)
