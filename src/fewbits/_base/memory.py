@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -22,14 +23,31 @@ def _meminfo() -> int | None:
     return _field(Path("/proc/meminfo"), "MemAvailable")
 
 
-def _address_space() -> int | None:
+def address_space() -> int | None:
+    """Returns the bytes to which the process's address space is limited (``ulimit -v``); None where it is not."""
     if sys.platform == "win32":
         return None
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    used = _field(Path("/proc/self/status"), "VmSize")
-    return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Tells whether memory, or the right to a thread, was missing: each library says that in another way."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # The loader of shared libraries; ``threading``; what C++ throws when new fails.
+    words = ("failed to map segment", "cannot allocate memory", "can't start new thread", "bad_alloc")
+    if any(word in str(error).lower() for word in words):
+        return True
+    cause = error.__cause__ or error.__context__  # NumPy words a failed import anew
+    return cause is not None and is_lack_of_memory(cause)
+
+
+def _address_space() -> int | None:
+    limit, used = address_space(), _field(Path("/proc/self/status"), "VmSize")
+    return None if limit is None or used is None else max(0, limit - used)
 
 
 def _control_group() -> int | None:

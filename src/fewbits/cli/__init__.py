@@ -10,8 +10,12 @@ from typing import NoReturn
 
 import click
 
-from fewbits._base.errors import Exit, FewbitsError
+from fewbits._base.errors import Exit, FewbitsError, ResourceError
+from fewbits._base.memory import address_space, is_lack_of_memory
 from fewbits._version import VERSION
+from fewbits.cli._common import LONGEST_LINE, close_stdout, silence_stdout
+from fewbits.cli._interrupt import obey_once
+from fewbits.reporting.text import clean, fold
 
 # Verb -> what the list of verbs says of it; the module of the same name is imported when the verb is run.
 _VERBS = {
@@ -27,6 +31,11 @@ _VERBS = {
     "demo": "The whole story on an embedded real model, offline.",
 }
 
+# Bytes of address space that Python and the libraries take before any model (423 MiB measured, one thread each).
+# With less some of them end the process in words of their own, before anything here could.
+_LEAST_ADDRESS_SPACE = 512 * 2**20
+_OUT_OF_MEMORY = "out of memory; use fewer --jobs, or a machine with more [out-of-memory]"
+
 
 class _PassedOn(Exception):  # noqa: N818 - no error of its own: it carries one past click
     """Carries an exception that click would judge for itself; the cause is the exception."""
@@ -38,6 +47,7 @@ class _Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         # Click takes an EOFError (a file that ends too soon) for Ctrl-C, and prints an empty line for the latter.
         try:
+            _refuse_little_memory()
             return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError) as error:
             raise _PassedOn from error
@@ -78,9 +88,6 @@ def group() -> None:
 
 
 def _refuse(message: str, code: Exit) -> NoReturn:
-    from fewbits.cli._common import LONGEST_LINE, close_stdout
-    from fewbits.reporting.text import clean, fold
-
     close_stdout()
     # The slug at the end stays; what a stranger's file calls itself may be longer than any screen.
     line = fold(clean(f"fewbits: {message}", limit=LONGEST_LINE), sys.stderr.encoding or "ascii")
@@ -94,6 +101,7 @@ def main() -> None:
     """Runs the command line; every refusal is one line on stderr and an exit code of the contract."""
     verbose = any(argument in ("-v", "--verbose") for argument in sys.argv[1:])
     _open_missing_streams()
+    obey_once()
     try:
         try:
             code = group.main(prog_name="fewbits", standalone_mode=False)
@@ -114,17 +122,30 @@ def main() -> None:
         _refuse(f"{text}; see 'fewbits{verb} --help' [usage]", Exit.USAGE)
     except (KeyboardInterrupt, click.Abort):
         _refuse("interrupted; nothing was written [interrupted]", Exit.INTERRUPTED)
-    except MemoryError:
-        _refuse("out of memory; use fewer --jobs, or a machine with more [out-of-memory]", Exit.RESOURCE)
     except OSError as error:
         if verbose:
             _traceback()
+        if is_lack_of_memory(error):
+            _refuse(_OUT_OF_MEMORY, Exit.RESOURCE)
         _refuse(f"{error.strerror or error} ({error.filename or 'no file'}) [system]", Exit.RESOURCE)
     except Exception as error:  # the last net: a stranger sees a line, -v shows the trace
         if verbose:
             _traceback()
+        if is_lack_of_memory(error):
+            _refuse(_OUT_OF_MEMORY, Exit.RESOURCE)
         name = type(error).__name__
         _refuse(f"internal error: {name}: {error}; run again with -v and report it [internal]", Exit.INTERNAL)
+
+
+def _refuse_little_memory() -> None:
+    """Refuses to start where the libraries alone would not fit: not each of them can tell."""
+    limit = address_space()
+    if limit is not None and limit < _LEAST_ADDRESS_SPACE:
+        raise ResourceError(
+            f"out of memory: this process may take {limit / 2**20:.0f} MB of address space (ulimit -v), and the "
+            f"libraries alone take up to {_LEAST_ADDRESS_SPACE / 2**20:.0f}; raise the limit",
+            slug="out-of-memory",
+        )
 
 
 def _open_missing_streams() -> None:
@@ -136,8 +157,6 @@ def _open_missing_streams() -> None:
 
 
 def _finish(code: int) -> NoReturn:
-    from fewbits.cli._common import silence_stdout
-
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has gone; the work is done, and its code still counts

@@ -33,6 +33,8 @@ from fewbits.runtimes.base import Options, Tensors
 # Seconds beyond the limit after which the child's own clock ends it, should the parent be gone.
 _GRACE_SECONDS = 5
 _MAX_HEADER_BYTES = 16 * MIB
+# Seconds in which a child must have its libraries: half a second on an idle machine, more from a cold network disk.
+_START_SECONDS = 120
 # What a failed allocation is called, by NumPy, the C++ library and ONNX Runtime's arena.
 _MEMORY_WORDS = ("bad_alloc", "allocate memory", "bfc_arena", "unable to allocate", "memoryerror", "out of memory")
 
@@ -84,12 +86,7 @@ class BoundedRunner:
         child, self._child = self._child, None
         if child is None or self._owner != os.getpid():
             return
-        child.kill()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        child.wait()
+        _end(child)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
@@ -97,8 +94,9 @@ class BoundedRunner:
         # -P: what lies in the working folder is not imported
         command = [sys.executable, "-P", "-m", "fewbits.runtimes.bounded"]
         try:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 command,
+                bufsize=0,  # what is left in a buffer of a broken pipe would be written again when it is closed
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -109,8 +107,21 @@ class BoundedRunner:
                 f"cannot start a process of its own for the model: {error.strerror}; free memory or processes",
                 slug="system",
             ) from error
-        self._owner = os.getpid()
-        return self._child
+        self._child, self._owner = child, os.getpid()
+        try:
+            assert child.stdout is not None
+            _receive(child.stdout, time.monotonic() + _START_SECONDS)
+        except (TimeoutError, OSError, EOFError, ValueError):
+            self.close()
+            raise ResourceError(
+                "the process of its own for the model did not start: its libraries could not be loaded in time, or in "
+                "the memory that it may take; free memory, or raise the limit",
+                slug="system",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+        return child
 
     def _ask(
         self, header: dict[str, Any], blobs: Mapping[str, np.ndarray], bounds: Bounds
@@ -121,7 +132,7 @@ class BoundedRunner:
             limits = {"seconds": bounds.seconds, "memory": bounds.memory}
             deadline = time.monotonic() + bounds.seconds + (0 if header["do"] == "run" else _GRACE_SECONDS)
             try:
-                _send(child.stdin, {**header, **limits, "names": list(blobs)}, list(blobs.values()))
+                _send(child.stdin, {**header, **limits, "names": list(blobs)}, list(blobs.values()), deadline)
                 answer, found = _receive(child.stdout, deadline)
             except TimeoutError:
                 self.close()
@@ -130,7 +141,7 @@ class BoundedRunner:
                     slug="model-too-slow",
                 ) from None
             except (OSError, EOFError, ValueError):
-                status = child.wait()
+                status = _end(child, patience=_GRACE_SECONDS)
                 self.close()
                 raise _death(status, bounds) from None
             except BaseException:  # an interrupt: what is half read belongs to nobody
@@ -139,6 +150,19 @@ class BoundedRunner:
         if "error" in answer:
             raise _refusal(answer, bounds)
         return answer, found
+
+
+def _end(child: subprocess.Popen[bytes], *, patience: float = 0.0) -> int:
+    """Returns how a child ended: by itself within some seconds, else by our hand."""
+    if patience:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    return child.wait()
 
 
 def _death(status: int, bounds: Bounds) -> ModelError | ResourceError:
@@ -169,14 +193,31 @@ def _refusal(answer: Mapping[str, Any], bounds: Bounds) -> ModelError | Resource
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _send(pipe: IO[bytes], header: dict[str, Any], blobs: list[np.ndarray]) -> None:
+def _send(pipe: IO[bytes], header: dict[str, Any], blobs: list[np.ndarray], deadline: float | None = None) -> None:
+    """Writes a message; TimeoutError where nobody has read it in time."""
     whole = [np.ascontiguousarray(blob) for blob in blobs]
     specs = [{"dtype": blob.dtype.name, "shape": list(blob.shape)} for blob in blobs]
     text = json.dumps({**header, "blobs": specs}).encode()
-    pipe.write(len(text).to_bytes(8, "little") + text)
-    for blob in whole:
-        pipe.write(blob.reshape(-1).view(np.uint8).data if blob.size else b"")
-    pipe.flush()
+    parts = [blob.reshape(-1).view(np.uint8).data for blob in whole if blob.size]
+    descriptor = pipe.fileno()
+    if deadline is not None:
+        os.set_blocking(descriptor, False)
+    for part in (memoryview(len(text).to_bytes(8, "little") + text), *parts):
+        view = part
+        while view:
+            _wait(descriptor, select.POLLOUT, deadline)
+            with suppress(BlockingIOError):
+                view = view[os.write(descriptor, view) :]
+
+
+def _wait(descriptor: int, event: int, deadline: float | None) -> None:
+    """Returns when a pipe is ready, or broken; TimeoutError where it is neither in time."""
+    if deadline is None:
+        return
+    ready = select.poll()  # select() knows no descriptor above 1023
+    ready.register(descriptor, event)
+    if not ready.poll(1000 * max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
 
 
 def _receive(pipe: IO[bytes], deadline: float | None) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -198,10 +239,7 @@ def _exactly(pipe: IO[bytes], count: int, deadline: float | None) -> bytes:
     """Returns so many bytes; TimeoutError where they are not there in time, EOFError where the pipe ends before."""
     parts, left, descriptor = [], count, pipe.fileno()
     while left:
-        if deadline is not None:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
+        _wait(descriptor, select.POLLIN, deadline)
         part = os.read(descriptor, min(left, MIB))
         if not part:
             raise EOFError
@@ -264,13 +302,25 @@ def _converted(model: bytes, opset: int) -> tuple[dict[str, Any], list[np.ndarra
     return {}, [np.frombuffer(made.SerializeToString(), np.uint8)]
 
 
+def _leave_with_parent(descriptor: int) -> None:
+    """Ends this process when nobody holds the other end of its stdin any more, in the midst of a model too."""
+    end = select.poll()
+    end.register(descriptor, 0)  # a hang-up is told without being asked for
+    end.poll()
+    os._exit(0)
+
+
 def _serve() -> None:
     """Answers until stdin ends. What libraries print goes nowhere: stdout is for messages."""
     out = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
+    threading.Thread(target=_leave_with_parent, args=(sys.stdin.fileno(),), daemon=True).start()
     import onnxruntime  # noqa: F401  (before any limit: the library is not the model)
 
+    import fewbits.runtimes.ort  # noqa: F401
+
+    _send(out, {}, [])
     while True:
         try:
             header, blobs = _receive(sys.stdin.buffer, None)
