@@ -95,7 +95,7 @@ def test_the_page_of_plans_explains_each_key_that_a_plan_has():
 
     page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    assert explained == {*plan._PART_KEYS, *plan._SITE_KEYS, "root", "member", "name", "where"}
+    assert explained == {*plan._PART_KEYS, *plan._SITE_KEYS, "root", "member", "factor", "name", "where"}
 
 
 def test_the_readme_and_the_pages_name_only_verbs_and_options_that_exist():

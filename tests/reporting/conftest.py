@@ -90,6 +90,9 @@ def met() -> dict[str, Any]:
         "executed": {
             "integer_nodes": 27,
             "float_nodes": 3,
+            "integer_nodes_before": 24,
+            "float_nodes_before": 9,
+            "repairs": ["saturating_swish"],
             "by_dtype": {"uint8 x int8": 25, "uint8": 2, "float32": 3},
             "kernels": {"QLinearConv": 20, "QLinearAdd": 5, "QGemm": 1, "QLinearGlobalAveragePool": 1, "Conv": 1}
             | {"QuantizeLinear": 1, "DequantizeLinear": 1},
@@ -209,6 +212,8 @@ def float_kept() -> dict[str, Any]:
     raw["memory"] |= {"peak_bytes": 14_900_000, "weights_bytes": 1_080_000, "bytes_moved": 7_210_000}
     raw["memory"]["mac_bits"] = {"32x32": 40_552_448}
     raw["executed"] |= {"integer_nodes": 0, "float_nodes": 22, "by_dtype": {"float32": 22}, "islands": []}
+    raw["executed"] |= {"integer_nodes_before": None, "float_nodes_before": None, "repairs": None}
+    raw["reasons"] |= {"executed": "no repair was tried"}
     raw["executed"]["kernels"] = {"Conv": 19, "Gemm": 1, "ReduceMean": 1, "Add": 1}
     raw["layers"] = []
     for step in raw["search"]:

@@ -113,7 +113,8 @@ def test_the_metric_is_told_as_it_was_measured(report: Report) -> None:
 
 def test_float_and_quantized_are_not_mixed_up(run: Finished, report: Report) -> None:
     size, latency, memory = report.size, report.latency, report.memory
-    assert (size.float_bytes, size.quantized_bytes, size.ratio) == (3_000, 1_000, 3.0)
+    sizes = len(run.prepared.model.original), len(run.data)
+    assert (size.float_bytes, size.quantized_bytes, size.ratio) == (*sizes, sizes[0] / sizes[1])
     assert (latency.float_ms, latency.quantized_ms) == (8.0, 2.0)
     assert (latency.speedup, latency.speedup_low, latency.speedup_high, latency.confidence) == (4.0, 3.5, 4.5, 0.9)
     assert (latency.p50, latency.p90, latency.p99, latency.throughput) == (2.0, 3.0, 4.0, 500.0)
@@ -145,8 +146,10 @@ def test_nodes_and_examples_are_counted_where_they_belong(run: Finished, report:
     facts = report.data
     assert [facts.calibration_examples, facts.selection_examples, facts.verdict_examples] == sizes
     assert report.seed == 5
-    assert [(c.step, c.selection_drop, c.selection_kl) for c in report.search] == [
-        (number, trial.drop, trial.kl) for number, trial in enumerate(run.trail, start=1)
+    repairs = len(run.repairs.trials)
+    assert [c.step for c in report.search] == list(range(1, repairs + len(run.trail) + 1))
+    assert [(c.selection_drop, c.selection_kl) for c in report.search[repairs:]] == [
+        (trial.drop, trial.kl) for trial in run.trail
     ]
 
 
@@ -157,7 +160,8 @@ def test_records_say_the_same(run: Finished) -> None:
     assert found[("agreement loss", "difference")] == 0.01
     assert (found[("harmful flips", "difference")], found[("helpful flips", "difference")]) == (5.0, 3.0)
     assert (found[("kl", "difference")], found[("sqnr", "difference")]) == (0.125, 33.0)
-    assert (found[("size", "float")], found[("size", "quantized")]) == (3000.0, 1000.0)
+    sizes = float(len(run.prepared.model.original)), float(len(run.data))
+    assert (found[("size", "float")], found[("size", "quantized")]) == sizes
     assert (found[("integer nodes", "quantized")], found[("float nodes", "quantized")]) == (4.0, 0.0)
     loss = next(r for r in assembly.records(run) if r.metric == "agreement loss")
     assert (loss.bound, loss.n, loss.seed) == (0.03, 77, 5)

@@ -212,6 +212,11 @@ class OutputFolder:
         """The hidden folder that will become the output: what is large may be written there from the start."""
         return self._temporary
 
+    @property
+    def committed(self) -> bool:
+        """Whether the output is in place: what goes wrong from now on changes nothing of it."""
+        return self._committed
+
     def write(self, name: str, data: bytes) -> Path:
         """Writes one file into the folder and returns its present path; a name may be used once."""
         path = self.path(name)

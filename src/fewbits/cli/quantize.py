@@ -10,6 +10,7 @@ import click
 from fewbits.cli._common import (
     MODEL,
     job_options,
+    note,
     notices,
     output_options,
     parse_duration,
@@ -51,21 +52,27 @@ def command(
 
     # Held open for the whole job: a place that refuses says so before an hour of work, and two runs cannot share it.
     inputs = [path for path in (model, data, evaluation, plan_file) if path]
-    with OutputFolder(output, overwrite=overwrite, inputs=inputs) as out, progress_line(quiet) as progress:
-        result = quantize(
-            model,
-            data=data,
-            eval=evaluation,
-            plan=plan_file,
-            time_budget=parse_duration(time_budget),
-            max_memory=parse_size(max_memory),
-            scratch=out.folder,
-            progress=progress,
-            notice=notices(quiet),
-            **options,
-        )
-        result.write(out)
-    show(result, Path(output), as_json=as_json)
+    place = OutputFolder(output, overwrite=overwrite, inputs=inputs)
+    try:
+        with place as out, progress_line(quiet) as progress:
+            result = quantize(
+                model,
+                data=data,
+                eval=evaluation,
+                plan=plan_file,
+                time_budget=parse_duration(time_budget),
+                max_memory=parse_size(max_memory),
+                scratch=out.folder,
+                progress=progress,
+                notice=notices(quiet),
+                **options,
+            )
+            result.write(out)
+        show(result, Path(output), as_json=as_json)
+    except KeyboardInterrupt:
+        if not place.committed:
+            raise
+        note(f"interrupted at the very end; {output} is complete")
     return int(result.exit_code)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from fewbits._base.errors import TargetError, UsageError
+from fewbits._base.errors import ModelError, TargetError, UsageError
 from fewbits._version import VERSION
 from fewbits.datasets import open_dataset
 from fewbits.datasets.base import Dataset
@@ -167,6 +167,12 @@ def prepare(request: Request) -> Prepared:
         request = replace(request, target=request.plan.target, seed=request.plan.seed)
     target = resolve_target(request.target)
     model = open_model(request.model, max_memory=request.max_memory)
+    if model.unrunnable:
+        raise ModelError(
+            f"{model.name}: {model.unrunnable}; 'fewbits inspect' names its operators, but what cannot be run cannot "
+            "be measured",
+            slug="runtime-refuses",
+        )
     if request.plan is not None:
         from fewbits.models.onnx.repairs import repeated
 

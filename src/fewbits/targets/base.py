@@ -148,9 +148,9 @@ class Target:
     summary: str
     rules: Mapping[str, OpRule]
     float_reasons: Mapping[str, str]
-    scaling: Mapping[str, OpRule]
     variants: Mapping[str, Variant]
     isa: str
+    scaling: Mapping[str, OpRule] = field(default_factory=dict)
     stored: Mapping[str, StoredRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
 

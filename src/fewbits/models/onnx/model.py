@@ -49,6 +49,7 @@ class OnnxModel:
       folder: Where the weights lie that are too large to be brought inside; None where all are inside.
       external_bytes: Bytes of those.
       opset: Of the file as it came, before any conversion.
+      unrunnable: Why the runtime does not take it; empty where it does, or where it was not asked.
       single: Inputs without an axis of examples: they are fed one example at a time.
     """
 
@@ -62,6 +63,7 @@ class OnnxModel:
     folder: Path | None = None
     external_bytes: int = 0
     opset: int = 0
+    unrunnable: str = ""
     single: frozenset[str] = frozenset()
 
     @cached_property

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, final
 from fewbits._base.errors import FewbitsError, ModelError
 from fewbits._base.limits import MIB
 from fewbits.models.onnx.external import External, external_tensors, hash_model, real_path
-from fewbits.models.onnx.model import OnnxModel, graph_view, serialize
+from fewbits.models.onnx.model import OnnxModel, serialize
 from fewbits.models.onnx.probing import (
     HALF_TOLERANCE,
     PASS_TOLERANCE,
     Probe,
     compare_outputs,
     start_probe,
-    unknown_domains,
 )
 from fewbits.models.onnx.protobuf import opset, parse, read_file, tensors
 from fewbits.planning.plan import TransformStep
@@ -98,6 +97,7 @@ def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel
         annotated=frozenset(info.name for info in proto.graph.value_info),
         folder=opening.folder,
         opset=opset(proto),
+        unrunnable="" if opening.probe is None else opening.probe.refused,
         external_bytes=sum(entry.length or 0 for entry in external) if lazy else 0,
     )
 
@@ -234,7 +234,7 @@ class _Opening:
             if step == _BEFORE_PROBE:  # from here on the inputs are the model's own
                 if self.probe is None and only is None:
                     self._start(model, serialize(model))
-                    if self.before is None and unknown_domains(graph_view(model)):
+                    if self.probe is not None and self.probe.refused:
                         only = _LAZY_PASSES  # what cannot be run cannot be compared: nothing is rewritten
                 continue
             if modified and not step.startswith("infer_shapes"):

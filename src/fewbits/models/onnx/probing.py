@@ -49,10 +49,12 @@ class Probe:
     Args:
       feeds: The inputs; None where none were found that the model takes.
       bounds: Of each run.
+      refused: Why the runtime does not take the model; empty where it does.
     """
 
     feeds: dict[str, np.ndarray] | None
     bounds: Bounds
+    refused: str = ""
 
     def outputs(self, model: ir.Model) -> dict[str, np.ndarray] | None:
         """Returns the model's outputs; None without inputs."""
@@ -79,6 +81,7 @@ def start_probe(
     """
     view = graph_view(model)
     inputs = input_specs(view)
+    refused = ""
     lengths = _LENGTHS if any(d is None for spec in inputs for d in spec.shape[1:]) else _LENGTHS[:1]
     bounds = Bounds(seconds=_SECONDS, memory=_MEMORY)
     for length in lengths:
@@ -92,12 +95,13 @@ def start_probe(
             return probe, probe.run(data)
         except ModelError as error:
             if error.slug == "runtime-refuses" and unknown_domains(view):
+                refused = error.message
                 break  # operators that this runtime lacks: read, and named, but not run
             if len(lengths) == 1 or error.slug != "run-failed":
                 raise _named(error, name) from error
         except FewbitsError as error:
             raise _named(error, name) from error
-    return Probe(feeds=None, bounds=bounds), None
+    return Probe(feeds=None, bounds=bounds, refused=refused), None
 
 
 def unknown_domains(view: GraphView) -> tuple[str, ...]:
