@@ -14,11 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import fewbits
-from fewbits._base.errors import TargetError, UsageError
+from fewbits._base.errors import ResourceError, TargetError, UsageError
 from fewbits.models.onnx import opening
 from fewbits.planning.plan import plan_from_json
 from fewbits.runtimes.base import Options
 from fewbits.runtimes.ort import RUNTIME
+from fewbits.search import job
 
 
 def language_net(net: Any) -> Any:
@@ -128,13 +129,22 @@ def test_beyond_the_memory_that_may_be_taken_nothing_is_run_and_the_report_says_
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(opening, "_LAZY_BYTES", 0)
-    result = quantized(path, max_memory=1000)
+    monkeypatch.setattr(job, "_SESSION_COPIES", 1e9)
+    result = quantized(path, max_memory=10**9)
     assert result.run.ran is None
     assert result.report.latency.speedup is None
     assert "may be taken" in result.report.reasons["latency"]
     assert any("not-measured" in warning for warning in result.report.warnings)
     result.save(tmp_path / "out")
     assert fewbits.verify(tmp_path / "out").files > 0
+
+
+def test_a_run_that_would_take_more_than_it_may_is_refused_before_it_begins(path: Path) -> None:
+    with pytest.raises(ResourceError, match="memory-too-small"):
+        quantized(path, max_memory=100 * 2**20)
+    ids = np.random.default_rng(0).integers(0, 64, (400, 12))
+    with pytest.raises(ResourceError, match="memory-too-small"):
+        fewbits.quantize(path, data={"ids": ids}, max_memory=100 * 2**20)
 
 
 _SPARSE = """

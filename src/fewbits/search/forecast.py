@@ -10,21 +10,17 @@ from fewbits._base.errors import TargetError
 from fewbits.evidence import examples_needed, smallest_certifiable_budget
 from fewbits.flow import observe
 from fewbits.models.onnx.feeding import shard_size
-from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.loop import EFFORTS, check_effort
+from fewbits.search.memory import memory_needed
 from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions
 from fewbits.search.verdict_data import Parts
 from fewbits.targets import place, place_stored, resolve_target
 
-# What Python and the libraries hold before any model, bytes; measured on ONNX Runtime 1.31.1 with onnx-ir 1.1.
-_BASE_BYTES = 160 * 2**20
-# Bytes of the pieces in which a weight outside is read, with their float copies and codes.
-_SLABS_BYTES = 96 * 2**20
 # Bytes that a Q/DQ pair with scale and zero point adds to a file; measured on the exported files of three networks.
 _PAIR_BYTES = 250
 
@@ -89,13 +85,12 @@ def make_forecast(request: Request) -> Forecast:
     stored = sum(tensors[d.site].elements for d in plan.quantized if d.role in (Role.WEIGHT, Role.CONSTANT))
     pairs = sum(d.role is Role.ACTIVATION for d in plan.quantized)
     size = max(0, model.file_bytes - 3 * stored) + _PAIR_BYTES * pairs
-    inner = 4 * shard_size(model) * sum(tensors[n].elements for n in model.view.producer if n in tensors)
     budget = request.max_drop
     return Forecast(
         plan=plan,
         model_bytes=model.file_bytes,
         quantized_bytes=size,
-        memory_bytes=_memory(model, plan, inner),
+        memory_bytes=memory_needed(model, plan.quantized),
         disk_bytes=size + 2**20,
         seconds=None if prepared is None or parts is None else _seconds(prepared, parts, plan),
         calibration_examples=None if parts is None else len(parts.calibration),
@@ -106,17 +101,6 @@ def make_forecast(request: Request) -> Forecast:
         max_drop=budget or 0.0,
         warnings=() if prepared is None else prepared.warnings,
     )
-
-
-def _memory(model: OnnxModel, plan: Plan, inner: int) -> int:
-    """Returns the estimated peak memory: copies of a model that is inside, or pieces of one that lies in files."""
-    if model.folder is None:
-        return _BASE_BYTES + 4 * model.file_bytes + 2 * inner
-    stored = [d for d in plan.quantized if d.stored]
-    largest = max((model.view.tensors[d.site].elements for d in stored), default=0)
-    if len(stored) == len(plan.quantized):  # the codes of one weight at a time, a second time where they are turned
-        return _BASE_BYTES + 4 * len(model.original) + 2 * largest + _SLABS_BYTES
-    return _BASE_BYTES + 4 * model.file_bytes + 2 * inner
 
 
 def _seconds(prepared: Prepared, parts: Parts, plan: Plan) -> float:

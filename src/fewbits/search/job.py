@@ -29,6 +29,7 @@ from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.loop import BudgetLoop, Task, Trial
+from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.verdict_data import forecast, loss_bound
@@ -127,12 +128,16 @@ class _Job:
         prepared, request = self._prepared, self._request
         if request.plan is not None:
             wanted = _renewed(prepared, request.plan)
+            refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
             self._observe(wanted)
             return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
         if request.weights_only:
             wanted = draft_stored(prepared.model, prepared.target, base=prepared.base)
+            refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
             return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
-        self._observe(draft_plan(prepared.model, prepared.target, base=prepared.base))
+        wanted = draft_plan(prepared.model, prepared.target, base=prepared.base)
+        refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
+        self._observe(wanted)
         with self._clock.stage("repair"):
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
         self._prepared, self._statistics = repaired.prepared, repaired.statistics

@@ -18,7 +18,7 @@ from fewbits.flow import Progress, check_plan, silent
 from fewbits.measurement.metrics import resolve_metric
 from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.outcome import score_output
-from fewbits.models.onnx.feeding import expected, fed_by
+from fewbits.models.onnx.feeding import expected, fed_by, fixed_batch
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.numerics.schemes import SCHEMES
@@ -230,6 +230,10 @@ def prepare(request: Request) -> Prepared:
 def _without_data(request: Request, target: Target, model: OnnxModel, placement: Placement, output: str) -> Prepared:
     """Returns what is prepared where only weights are quantized, and no budget asks for a proof."""
     metric = resolve_metric(None, labelled=False)
+    try:
+        fixed_batch(model)
+    except ModelError:  # no data tell which inputs have an axis of examples; one run is one example
+        model = replace(model, single=frozenset(spec.name for spec in model.inputs))
     base = Plan(
         target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
     )
