@@ -34,7 +34,7 @@ def _runs() -> ModuleType:
 
 
 def marked(mark: str) -> list[str]:
-    """Returns the command lines of the living processes that a run has started, and that outlived it."""
+    """Returns the command lines of the living processes that bear the mark of a run in their environment."""
     found = []
     for place in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -107,6 +107,11 @@ class Lab:
         """Kills a process that may have ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+    @staticmethod
+    def living(mark: str) -> list[str]:
+        """Returns the command lines of the living processes whose environment bears a mark."""
+        return marked(mark)
 
     def outlived(self, seconds: float = 3) -> list[str]:
         """Returns the processes that the last run has started and that still live some time after its end."""
