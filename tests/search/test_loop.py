@@ -157,3 +157,27 @@ def test_the_reported_sqnr_of_an_activation_is_that_of_its_values(runs: ModuleTy
     assert found is not None
     # Bin centres stand for values. A step of this range (8 / 255 = 0.03) holds many bins near 0 and few at the ends.
     assert abs(found - exact) < 0.5
+
+
+def test_a_node_that_makes_the_distance_alone_goes_back_where_that_costs_no_time(
+    search: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget is kept on the selection data, but outputs are far off, and one node is why."""
+    from dataclasses import replace
+
+    from fewbits.search import loop
+
+    measure = loop.BudgetLoop._measure
+
+    def far_off(self: Any, candidate: Any, stage: str, *, limit: int | None = None) -> Any:
+        outcome = measure(self, candidate, stage, limit=limit)
+        kl = 0.1 if "conv2" in candidate.integer else 0.001
+        return replace(outcome, quality=replace(outcome.quality, kl=kl))
+
+    monkeypatch.setattr(loop.BudgetLoop, "_measure", far_off)
+    found = search(lambda outcome: 0.0)
+    assert found.met and "conv2" not in found.candidate.integer
+    assert "99% of the distance" in found.trail[-1].reason
+    kept = search(lambda outcome: 0.0, slower=lambda candidate, other: True)
+    assert "conv2" in kept.candidate.integer
+    assert "slower" in kept.trail[-1].reason

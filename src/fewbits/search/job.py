@@ -38,6 +38,8 @@ from fewbits.targets import Placement, place
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
 _NO_DATA = "no data were given to judge on"
+# The part of its speed that a file must keep when a node goes back to float for closeness alone.
+_FREE = 0.97
 # Seconds after which it is plain whether a candidate is slower than float.
 _QUICK_SECONDS = 1.0
 
@@ -369,9 +371,18 @@ def _choose(
             deadline=deadline,
             progress=request.progress,
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
+            slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
     return result.candidate, result.trail, (result.stopped,) if result.stopped else ()
+
+
+def _loses_speed(
+    prepared: Prepared, models: tuple[bytes, bytes], options: Options, feeds: dict[str, np.ndarray]
+) -> bool:
+    """Returns whether the second file is slower than the first by more than may be given away."""
+    found = quick_speedup(models, feeds=feeds, options=options, seconds=_QUICK_SECONDS, seed=prepared.request.seed)
+    return found.ratio < _FREE
 
 
 def _hopeless(prepared: Prepared, candidate: Candidate, options: Options, feeds: dict[str, np.ndarray]) -> str | None:
