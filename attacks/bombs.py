@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from attacks.case import INERT, REFUSED, RESOURCES, Case
-from attacks.parts import CLASSES, WIDTH, constant, graph, info, layers, model, save, scalar, vector, with_extra
+from attacks.parts import CLASSES, HIDDEN, WIDTH, constant, graph, info, layers, model, save, scalar, vector, with_extra
 
 _NO = frozenset({RESOURCES, REFUSED})
 _ANY = INERT | _NO
@@ -185,6 +186,14 @@ _STAY = [node("Identity", ["this"], ["next"], name="stay")]
 _GROW = [node("Concat", ["this", "this"], ["next"], name="grow", axis=0)]
 
 
+def _excused(folder: Path) -> Path:
+    """An endless Loop in a net whose inner tensor is declared as 2^44 rows, as if there were much work to wait for."""
+    path = _loop(_STAY, None)(folder)
+    proto = onnx.load(path)
+    proto.graph.value_info.append(info("h", [2**44, HIDDEN]))
+    return save(folder, proto)
+
+
 def _collected(folder: Path) -> Path:
     """A Loop that keeps the state of each of 2^40 turns."""
     inner = helper.make_graph(
@@ -288,6 +297,7 @@ CASES = [
         for count in (_LARGE, _ENDLESS)
     ),
     _case("loop-endless", _loop(_STAY, None), "no trip count, a condition that holds for ever"),
+    _case("loop-excused", _excused, "endless, beside a declared shape that promises days of work"),
     _case("loop-2-62", _loop(_STAY, 2**62)),
     _case("loop-grows", _loop(_GROW, 60), "doubles its state 60 times"),
     _case("loop-collects", _collected),

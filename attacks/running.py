@@ -96,8 +96,8 @@ class _Watched:
         while waiting:
             process = waiting.pop()
             found.append(process)
-            for listing in Path(f"/proc/{process}/task").glob("*/children"):
-                with suppress(OSError):
+            with suppress(OSError):  # it may end at any moment
+                for listing in Path(f"/proc/{process}/task").glob("*/children"):
                     waiting += map(int, listing.read_text().split())
         return found
 
