@@ -10,7 +10,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from attacks.case import INERT, REFUSED, RESOURCES, Case
-from attacks.parts import CLASSES, HIDDEN, WIDTH, constant, graph, info, layers, model, save, scalar, vector, with_extra
+from attacks.parts import CLASSES, WIDTH, constant, graph, info, layers, model, save, scalar, vector, with_extra
 
 _NO = frozenset({RESOURCES, REFUSED})
 _ANY = INERT | _NO
@@ -187,10 +187,10 @@ _GROW = [node("Concat", ["this", "this"], ["next"], name="grow", axis=0)]
 
 
 def _excused(folder: Path) -> Path:
-    """An endless Loop in a net whose inner tensor is declared as 2^44 rows, as if there were much work to wait for."""
+    """An endless Loop in a net whose inner tensor is declared 2^44 wide, as if there were much work to wait for."""
     path = _loop(_STAY, None)(folder)
     proto = onnx.load(path)
-    proto.graph.value_info.append(info("h", [2**44, HIDDEN]))
+    proto.graph.value_info.append(info("h", ["N", 2**44]))
     return save(folder, proto)
 
 
