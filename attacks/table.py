@@ -29,7 +29,8 @@ def cell(text: str) -> str:
     """
     parts = re.split(r"(`[^`]*`)", text)
     for place in range(0, len(parts), 2):
-        parts[place] = re.sub(r"([\\*_\[\]])", r"\\\1", parts[place]).replace("<", "&lt;").replace(">", "&gt;")
+        safe = re.sub(r"([\\*_])", r"\\\1", parts[place]).replace("<", "&lt;").replace(">", "&gt;")
+        parts[place] = safe.replace("[", "&#91;").replace("]", "&#93;")
     return (
         "".join(parts).replace("|", "\\|").replace("$", "&#36;").replace("`", "&#96;" if text.count("`") % 2 else "`")
     )
