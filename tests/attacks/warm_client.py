@@ -7,7 +7,6 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from attacks.running import SECONDS, Ran
@@ -67,13 +66,3 @@ class Warm:
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 pipe.close()
-
-
-def attempt(warm: Warm, lines: Sequence[Sequence[str | os.PathLike[str]]], place: Path) -> list[Ran]:
-    """Returns what the command lines do, up to the first that does not end with 0."""
-    ran: list[Ran] = []
-    for line in lines:
-        ran.append(warm.run(*line, folder=place))
-        if ran[-1].code != 0:
-            break
-    return ran
