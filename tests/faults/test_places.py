@@ -41,6 +41,7 @@ def through_shell(runs: Any, redirect: str, env: dict[str, str], args: list[Any]
 @pytest.mark.parametrize(
     ("redirect", "code", "lines"),
     [(">&-", 0, 0), ("2>/dev/full", 0, 0), (">&- 2>&-", 0, 0), (">/dev/full", 6, 1), ("<&-", 0, 0)],
+    ids=["stdout closed", "stderr full", "both closed", "stdout full", "stdin closed"],
 )
 def test_a_whole_run_bears_closed_and_full_streams(
     runs: Any, model: Path, tmp_path: Path, told: Any, redirect: str, code: int, lines: int
@@ -132,7 +133,6 @@ def test_read_only_inputs_in_a_read_only_folder_are_enough(
 @pytest.mark.slow
 def test_an_output_that_is_or_holds_an_input_is_refused(lab: Any, model: Path, told: Any) -> None:
     before = lab.runs.snapshot(model.parent)
-    del before["stdout"], before["stderr"]
     for out in (model, model.parent, model / "out"):
         lab.run(*line(model, out), "--overwrite").refused(2, "[output-is-input]")
     after = lab.runs.snapshot(model.parent)

@@ -250,7 +250,11 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        try:
+            self._leave()
+        except BaseException:  # Ctrl-C in the midst of it: what is left is removed all the same
+            self._leave()
+            raise
         if isinstance(error, OSError) and self._is_ours(error):
             raise _refusal(error, self._shown) from error
 
@@ -269,8 +273,8 @@ class OutputFolder:
         if self._lock is not None:
             with suppress(OSError):
                 self._lock_path.unlink()  # while it is still locked, so that nobody can hold a removed file
-            os.close(self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            os.close(lock)
         if not self._committed:
             for parent in reversed(self._made_parents):
                 with suppress(OSError):

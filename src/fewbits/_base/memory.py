@@ -37,8 +37,11 @@ def is_lack_of_memory(error: BaseException) -> bool:
     """Tells whether memory, or the right to a thread, was missing: each library says that in another way."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    # The loader of shared libraries; ``threading``; what C++ throws when new fails.
-    words = ("failed to map segment", "cannot allocate memory", "can't start new thread", "bad_alloc")
+    # The loader of shared libraries; ``threading``; what C++ throws when new fails; protobuf, of a model below 2 GB.
+    words = (
+        *("failed to map segment", "cannot allocate memory", "can't start new thread", "bad_alloc"),
+        "failed to serialize proto",
+    )
     if any(word in str(error).lower() for word in words):
         return True
     cause = error.__cause__ or error.__context__  # NumPy words a failed import anew

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from fewbits._base.errors import Exit, FewbitsError, ResourceError
+from fewbits._base.errors import Exit, FewbitsError, ModelError, ResourceError
 from fewbits._base.memory import address_space, is_lack_of_memory
 from fewbits._version import VERSION
 from fewbits.cli._common import LONGEST_LINE, close_stdout, silence_stdout
@@ -111,6 +111,8 @@ def main() -> None:
     except FewbitsError as error:
         if verbose:
             _traceback()
+        if isinstance(error, ModelError) and is_lack_of_memory(error):  # the runtime says bad_alloc of a good model too
+            _refuse(_OUT_OF_MEMORY, Exit.RESOURCE)
         _refuse(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
