@@ -16,7 +16,7 @@ from fewbits.algorithms.rounders import ROUNDERS
 from fewbits.calibration.histogram import histogram_of
 from fewbits.calibration.statistics import Merger, Statistics
 from fewbits.datasets.checks import check_values
-from fewbits.models.onnx.feeding import model_batches, real_rows, shard_size
+from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
@@ -167,7 +167,7 @@ def observe(
       jobs: Shards in work at a time; memory grows with it, and with nothing else.
       progress: Told of each shard.
     """
-    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=sites), Options(data_folder=model.folder))
+    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=sites), run_options(model, Options()))
     inner = [name for name in sites if name not in model.view.inputs]
 
     def one(shard: tuple[dict[str, np.ndarray], Batch]) -> tuple[Statistics, int]:

@@ -56,8 +56,11 @@ READ_CHUNK_BYTES: Final = 256 * KIB
 
 # --- models --------------------------------------------------------------------------------------------------------
 
-MAX_NODES: Final = 200_000
-"""Nodes of one model, functions written out: the largest language models have tens of thousands."""
+MAX_NODES: Final = 60_000
+"""Nodes and weights of one model, functions written out: the largest language models have tens of thousands."""
+
+MAX_NODE_INPUTS: Final = 10_000
+"""Inputs of one node: a Concat of a few hundred is large; loaders take the square of their number in time."""
 
 MAX_GRAPH_DEPTH: Final = 30
 """Graphs inside of nodes inside of graphs; protobuf itself gives up at about 40."""

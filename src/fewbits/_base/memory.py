@@ -33,16 +33,19 @@ def address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+# The loader of shared libraries; ``threading``; what C++ throws when new fails; protobuf, of a model below 2 GB; NumPy;
+# ONNX Runtime's arena.
+MEMORY_WORDS = (
+    "failed to map segment", "cannot allocate memory", "can't start new thread", "bad_alloc",
+    "failed to serialize proto", "allocate memory", "bfc_arena", "unable to allocate", "memoryerror", "out of memory",
+)  # fmt: skip
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
     """Tells whether memory, or the right to a thread, was missing: each library says that in another way."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    # The loader of shared libraries; ``threading``; what C++ throws when new fails; protobuf, of a model below 2 GB.
-    words = (
-        *("failed to map segment", "cannot allocate memory", "can't start new thread", "bad_alloc"),
-        "failed to serialize proto",
-    )
-    if any(word in str(error).lower() for word in words):
+    if any(word in str(error).lower() for word in MEMORY_WORDS):
         return True
     cause = error.__cause__ or error.__context__  # NumPy words a failed import anew
     return cause is not None and is_lack_of_memory(cause)

@@ -19,7 +19,7 @@ from fewbits._base.errors import ModelError, UsageError
 from fewbits.datasets.checks import check_values
 from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.quality import Quality, QualityMeter
-from fewbits.models.onnx.feeding import model_batches, real_rows
+from fewbits.models.onnx.feeding import model_batches, real_rows, run_options
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options, Session
@@ -111,7 +111,7 @@ class Reference:
     def prepare(self, progress: Progress, *, stage: str) -> np.ndarray:
         """Returns the float model's scores, [n]; runs it once and keeps its outputs."""
         if self._scores is None:
-            options = replace(self._options, data_folder=self._model.folder)
+            options = run_options(self._model, self._options)
             session = RUNTIMES["ort"].open(self._model.original, options)
             scores, done = [], 0
             for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):

@@ -23,11 +23,13 @@ class Options:
       threads: Threads inside one operator.
       optimize: All graph optimizations if true, none if false.
       data_folder: Where the external data of a model lie that is given as bytes.
+      seconds: After which one run is ended; None for no limit, as where a clock watches.
     """
 
     threads: int = 1
     optimize: bool = True
     data_folder: Path | None = None
+    seconds: float | None = None
 
     def describe(self) -> dict[str, str]:
         """Returns the options in words."""

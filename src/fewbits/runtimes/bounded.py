@@ -28,6 +28,7 @@ import numpy as np
 
 from fewbits._base.errors import ModelError, ResourceError
 from fewbits._base.limits import MAX_PROBE_REPLY_BYTES, MIB
+from fewbits._base.memory import MEMORY_WORDS
 from fewbits.runtimes.base import Options, Tensors
 
 # Seconds beyond the limit after which the child's own clock ends it, should the parent be gone.
@@ -35,8 +36,6 @@ _GRACE_SECONDS = 5
 _MAX_HEADER_BYTES = 16 * MIB
 # Seconds in which a child must have its libraries: half a second on an idle machine, more from a cold network disk.
 _START_SECONDS = 120
-# What a failed allocation is called, by NumPy, the C++ library and ONNX Runtime's arena.
-_MEMORY_WORDS = ("bad_alloc", "allocate memory", "bfc_arena", "unable to allocate", "memoryerror", "out of memory")
 
 
 @final
@@ -185,7 +184,7 @@ def _hungry(bounds: Bounds) -> ResourceError:
 
 def _refusal(answer: Mapping[str, Any], bounds: Bounds) -> ModelError | ResourceError:
     message = str(answer["error"])
-    if any(word in message.lower() for word in _MEMORY_WORDS):
+    if any(word in message.lower() for word in MEMORY_WORDS):
         return _hungry(bounds)
     return ModelError(message, slug=str(answer.get("slug", "run-failed")))
 
@@ -281,7 +280,7 @@ def _answer(header: dict[str, Any], blobs: list[np.ndarray]) -> tuple[dict[str, 
         folder = None if header["folder"] is None else Path(header["folder"])
         session = RUNTIME.open(model, Options(optimize=header["optimize"], data_folder=folder))
         outputs = {n: v for n, v in session.run(named).items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
-    except ModelError as error:
+    except (ModelError, ResourceError) as error:
         return {"error": error.message, "slug": error.slug}, []
     except MemoryError:
         return {"error": "out of memory"}, []

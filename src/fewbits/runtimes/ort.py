@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import threading
 from pathlib import Path
 from statistics import median
 from typing import Any, final
 
 import numpy as np
 
-from fewbits._base.errors import ModelError
+from fewbits._base.errors import ModelError, ResourceError
+from fewbits._base.memory import MEMORY_WORDS
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options, Runtime, Session, Tensors
 
 # ONNX Runtime's severity "fatal": what it would print comes back as an exception, and we say it in one line.
@@ -60,8 +62,20 @@ def _open(model: bytes | Path, options: Options, made: Any = None) -> Any:
         given = source if isinstance(source, bytes) else str(source)
         return ort.InferenceSession(given, made, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises classes of its own that share no base
+        _refuse_lack_of_memory(error)
         raise ModelError(
             f"ONNX Runtime does not take the model: {_first_line(error)}", slug="runtime-refuses"
+        ) from error
+
+
+def _refuse_lack_of_memory(error: Exception) -> None:
+    """Raises ResourceError where the runtime's error is, in its words, that memory ran out, or a limit of ours."""
+    if isinstance(error, ResourceError):
+        raise error
+    if any(word in str(error).lower() for word in MEMORY_WORDS):
+        raise ResourceError(
+            f"ONNX Runtime ran out of memory: {_first_line(error)}; free some, or give smaller examples",
+            slug="out-of-memory",
         ) from error
 
 
@@ -74,16 +88,38 @@ def _first_line(error: Exception) -> str:
 class OrtSession(Session):
     """An onnxruntime.InferenceSession with outputs by name."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, *, seconds: float | None = None) -> None:
         self._session = session
+        self._seconds = seconds
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         try:
-            values = self._session.run(self._outputs, dict(feeds))
+            values = self._limited(dict(feeds))
         except Exception as error:  # see _open
+            _refuse_lack_of_memory(error)
             raise ModelError(f"ONNX Runtime fails on this input: {_first_line(error)}", slug="run-failed") from error
         return dict(zip(self._outputs, values, strict=True))
+
+    def _limited(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self._seconds is None:
+            return list(self._session.run(self._outputs, feeds))
+        import onnxruntime as ort
+
+        watched = ort.RunOptions()
+        timer = threading.Timer(self._seconds, setattr, (watched, "terminate", True))
+        timer.start()
+        try:
+            return list(self._session.run(self._outputs, feeds, watched))
+        except Exception as error:  # see _open
+            if not watched.terminate:
+                raise
+            raise ResourceError(
+                f"one batch was not done after {self._seconds:.3g} s; does the model ever end on such data?",
+                slug="model-too-slow",
+            ) from error
+        finally:
+            timer.cancel()
 
 
 @final
@@ -97,7 +133,7 @@ class Ort(Runtime):
         return f"onnxruntime {ort.__version__}"
 
     def open(self, model: bytes | Path, options: Options) -> Session:
-        return OrtSession(_open(model, options))
+        return OrtSession(_open(model, options), seconds=options.seconds)
 
     def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
         with tempfile.TemporaryDirectory(prefix="fewbits-profile-") as folder:

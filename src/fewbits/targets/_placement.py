@@ -119,6 +119,7 @@ class _Placer:
         self.absorbed: dict[str, str] = {}
         self.quantized: set[str] = set()
         self.links: dict[str, Link] = {}
+        self._written: set[str] = set()
 
     def kind(self, op: OpView) -> Kind | None:
         rule = self.rules.get(op.name)
@@ -127,7 +128,6 @@ class _Placer:
     def run(self) -> Placement:
         computing = (Kind.WEIGHTED, Kind.LIGHT)
         self.integer = {op.name for op in self.graph.ops if self.kind(op) in computing}
-        self._absorb()
         self._drop_lonely_light()
         self._absorb()
         self._quantize_tensors()
@@ -151,46 +151,44 @@ class _Placer:
                 return reader.outputs[0]
         return op.outputs[0]
 
-    def _comes_from_integer(self, name: str) -> bool:
-        """Returns whether a tensor is written by an integer operator, seen through moves and absorbed clips."""
-        source = self.graph.producer.get(name)
-        while source is not None:
-            if source.name in self.integer:
-                return True
-            if self.kind(source) not in _PASSED_THROUGH:
-                return False
-            source = self.graph.producer.get(source.inputs[0])
-        return False
+    def _before(self) -> None:
+        """Finds the tensors that integer operators write, seen through moves; light ones without any go float."""
+        self._written = set()
+        for op in self.graph.ops:  # in topological order: what stands before is decided
+            if op.name in self.integer and self.kind(op) is Kind.LIGHT:
+                names = self.rules[op.name].activation_inputs(op)
+                if not any(name in self._written for name in names if not self.graph.is_constant(name)):
+                    self._leave_float(op, "before it")
+            passed = self.kind(op) in _PASSED_THROUGH and op.inputs[0] in self._written
+            if op.name in self.integer or passed:
+                self._written.update(filter(None, op.outputs))
 
-    def _reaches_integer(self, name: str) -> bool:
-        """Returns whether some integer operator reads a tensor as activation, seen through moves and absorbed clips."""
-        for reader in self.graph.consumers.get(name, ()):
-            if reader.name in self.integer and name in self.rules[reader.name].activation_inputs(reader):
-                return True
-            passed = self.kind(reader) in _PASSED_THROUGH and reader.inputs[0] == name
-            if passed and any(self._reaches_integer(out) for out in reader.outputs):
-                return True
-        return False
+    def _behind(self) -> bool:
+        """Finds the tensors that integer operators read, seen through moves; light ones that none reads go float.
+
+        Returns: whether any did.
+        """
+        read: set[str] = set()
+        before = len(self.integer)
+        for op in reversed(self.graph.ops):
+            if op.name in self.integer and self.kind(op) is Kind.LIGHT and op.outputs[0] not in read:
+                self._leave_float(op, "behind it")
+            if op.name in self.integer:
+                read.update(self.rules[op.name].activation_inputs(op))
+            elif self.kind(op) in _PASSED_THROUGH and any(name in read for name in op.outputs):
+                read.add(op.inputs[0])
+        return len(self.integer) < before
+
+    def _leave_float(self, op: OpView, where: str) -> None:
+        self.integer.discard(op.name)
+        text = f"no integer operator {where}, so integers would only add conversions"
+        self.reasons[op.name] = Reason(slug="chain-end", text=text)
 
     def _drop_lonely_light(self) -> None:
         """Leaves light operators float that have no integer operator before them, or none behind."""
-        light = [op for op in self.graph.ops if self.kind(op) is Kind.LIGHT]
-        changed = True
-        while changed:
-            changed = False
-            for op in light:
-                if op.name not in self.integer:
-                    continue
-                dynamic = [n for n in self.rules[op.name].activation_inputs(op) if not self.graph.is_constant(n)]
-                before = any(self._comes_from_integer(name) for name in dynamic)
-                if before and self._reaches_integer(op.outputs[0]):
-                    continue
-                self.integer.discard(op.name)
-                where = "behind it" if before else "before it"
-                text = f"no integer operator {where}, so integers would only add conversions"
-                self.reasons[op.name] = Reason(slug="chain-end", text=text)
-                changed = True
-                self._absorb()
+        self._before()
+        while self._behind():
+            self._before()
 
     def _quantize_tensors(self) -> None:
         for op in self.graph.ops:
@@ -205,12 +203,12 @@ class _Placer:
         for op in reversed(movers):
             wanted = any(name in self.quantized for name in op.outputs)
             source = op.inputs[0]
-            ready = source in self.quantized or self._comes_from_integer(source) or self._only_feeds(source, op)
+            ready = source in self.quantized or source in self._written or self._only_feeds(source, op)
             if wanted and ready and not self.graph.is_constant(source):
                 self.quantized.add(source)
                 self._link(op)
         for op in movers:
-            if op.inputs[0] in self.quantized and self._comes_from_integer(op.inputs[0]):
+            if op.inputs[0] in self.quantized and op.inputs[0] in self._written:
                 self._link(op)
 
     def _moves(self, op: OpView) -> bool:

@@ -82,9 +82,13 @@ def _contained(file: Path, folder: Path, tensor: str, location: str) -> Path:
             "put its data file, not a link to it, beside the model",
             slug="external-data-escape",
         )
-    if not real.exists():
+    try:
+        there = real.exists()
+    except OSError:  # a name that no file system takes
+        there = False
+    if not there:
         raise ModelError(
-            f"{file.name} misses its data file {location!r} (tensor {tensor!r}); put it beside the model",
+            f"{file.name} misses its data file {location[:200]!r} (tensor {tensor!r}); put it beside the model",
             slug="external-data-missing",
         )
     if not real.is_file():

@@ -13,6 +13,8 @@ import numpy as np
 
 from fewbits._base.errors import ModelError
 from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.probing import seconds_of
+from fewbits.runtimes.base import Options
 
 if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
@@ -117,6 +119,18 @@ def real_rows(model: OnnxModel, outputs: Mapping[str, np.ndarray], count: int) -
     if fixed is None or count == fixed:
         return dict(outputs)
     return {name: value[:count] if value.ndim and value.shape[0] == fixed else value for name, value in outputs.items()}
+
+
+def run_options(model: OnnxModel, options: Options, *, rows: int | None = None) -> Options:
+    """Returns session options for runs of the float model on data: where its weights lie, and when a batch is ended.
+
+    Args:
+      model: The model.
+      options: What else is wanted.
+      rows: Examples of one batch; those of a shard where None.
+    """
+    count = shard_size(model) if rows is None else rows
+    return replace(options, data_folder=model.folder, seconds=seconds_of(model.view, model.file_bytes, rows=count))
 
 
 def rows_fed(model: OnnxModel, feeds: Mapping[str, np.ndarray]) -> int:

@@ -48,6 +48,7 @@ class OnnxModel:
       annotated: Inner tensors whose type the file stated; what shape inference adds is not written back.
       folder: Where the weights lie that are too large to be brought inside; None where all are inside.
       external_bytes: Bytes of those.
+      file_bytes: Bytes of the model on disk, external data included.
       opset: Of the file as it came, before any conversion.
       unrunnable: Why the runtime does not take it; empty where it does, or where it was not asked.
       single: Inputs without an axis of examples: they are fed one example at a time.
@@ -62,6 +63,7 @@ class OnnxModel:
     annotated: frozenset[str] = frozenset()
     folder: Path | None = None
     external_bytes: int = 0
+    file_bytes: int = 0
     opset: int = 0
     unrunnable: str = ""
     single: frozenset[str] = frozenset()
@@ -79,11 +81,6 @@ class OnnxModel:
             InputSpec(name=name, dtype=tensors[name].dtype or "float32", shape=tensors[name].shape or ())
             for name in self.view.inputs
         )
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of the float model, external data included."""
-        return len(self.original) + self.external_bytes
 
     @property
     def parameters(self) -> int:

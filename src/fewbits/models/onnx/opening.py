@@ -65,15 +65,19 @@ def open_model(path: str | os.PathLike[str], *, to_quantize: bool = True, max_me
 def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel:
     from fewbits.models.onnx import refusals
 
+    # Its warnings are about help that we can do without (unknown shapes), with traces that would bury our line.
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
     data, name = read_file(file), file.name
     proto = parse(data, name)
     refusals.refuse_excess(proto, name)
+    refusals.refuse_shapes(proto, name)
     if to_quantize:
         refusals.refuse_opset(proto, name)
         refusals.refuse_quantized(proto, name)
         refusals.refuse_training(proto, name)
     external = external_tensors(tensors(proto), file)
     refusals.refuse_lies(proto, name)
+    refusals.refuse_sparse(proto, name)
     refusals.refuse_invalid(proto, data, name)
     model = _to_ir(proto, name)
     folder = _locate(model, external, file)
@@ -99,6 +103,8 @@ def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel
         opset=opset(proto),
         unrunnable="" if opening.probe is None else opening.probe.refused,
         external_bytes=sum(entry.length or 0 for entry in external) if lazy else 0,
+        file_bytes=len(data)
+        + sum(real_path(file, "", place).stat().st_size for place in {e.location for e in external}),
     )
 
 
@@ -221,8 +227,6 @@ class _Opening:
 
     def run(self, model: ir.Model, *, only: frozenset[str] | None) -> None:
         """Runs the canonical passes in place; each that changes something is compared with the model before it."""
-        # Its warnings are about help that we can do without (unknown shapes), with traces that would bury our line.
-        logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
         from fewbits.models.onnx.passes import MendNames, canonical_passes
 
         for step, graph_pass in canonical_passes():

@@ -119,7 +119,13 @@ class FoldBatchNorm(CountingPass):
     Requires: statistics fixed in the file. Ensures: no such pair is left.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._left: set[ir.Node] = set()  # whose folded weights would leave float32
+
     def _pair(self, norm: ir.Node) -> ir.Node | None:
+        if norm in self._left:
+            return None
         if norm.op_type != "BatchNormalization" or not is_standard(norm) or int_attribute(norm, "training_mode", 0):
             return None
         if any(out.uses() or out.is_graph_output() for out in norm.outputs[1:]):
@@ -149,11 +155,15 @@ class FoldBatchNorm(CountingPass):
             gamma, beta, mean, variance = (value.const_value.numpy() for value in norm.inputs[1:])  # type: ignore[union-attr]
             epsilon = float(norm.attributes["epsilon"].value) if "epsilon" in norm.attributes else 1e-5
             transform = BatchNorm(gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=epsilon)
-            folded, offset = transform.fold(
-                weight.const_value.numpy(),  # type: ignore[union-attr]
-                constant_of(bias),
-                axis=_NORMALIZABLE[layer.op_type](layer),
-            )
+            with np.errstate(over="ignore", invalid="ignore"):
+                folded, offset = transform.fold(
+                    weight.const_value.numpy(),  # type: ignore[union-attr]
+                    constant_of(bias),
+                    axis=_NORMALIZABLE[layer.op_type](layer),
+                )
+            if not (np.isfinite(folded).all() and np.isfinite(offset).all()):
+                self._left.add(norm)
+                continue
             base = weight.name or "weight"
             name = base.removesuffix(".weight") + ".bias" if base.endswith(".weight") else f"{base}_bias"
             stale = [weight, bias, *norm.inputs[1:]]

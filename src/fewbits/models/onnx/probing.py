@@ -36,6 +36,9 @@ _CHANGED_INDICES = 0.01
 _SECONDS = 5.0
 _MACS_A_SECOND = 1e9
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+# But no more than this: shapes can be lies, and the bytes of a file cannot.
+_MORE = 4.0
+_BYTES_A_SECOND = 2e6
 _MEMORY = 512 * MIB
 _WEIGHT_COPIES = 4
 _ACTIVATIONS_PER_BYTE = 256
@@ -125,9 +128,15 @@ def bounds_of(view: GraphView, weights: int, feeds: dict[str, np.ndarray]) -> Bo
     given = weights + sum(array.nbytes for array in feeds.values()) + MIB
     foretold = 4 * rows * sum(view.tensors[name].elements for name in view.producer)
     return Bounds(
-        seconds=_SECONDS + rows * sum(count_macs(view).values()) / _MACS_A_SECOND,
+        seconds=seconds_of(view, weights, rows=rows),
         memory=_MEMORY + _WEIGHT_COPIES * weights + min(foretold, _ACTIVATIONS_PER_BYTE * given),
     )
+
+
+def seconds_of(view: GraphView, weights: int, *, rows: int) -> float:
+    """Returns how long a run of so many examples may take: as shapes foretell, where the file's size is in keeping."""
+    foretold = rows * sum(count_macs(view).values()) / _MACS_A_SECOND
+    return _SECONDS + min(foretold, _MORE + rows * weights / _BYTES_A_SECOND)
 
 
 def bounds_for_conversion(weights: int) -> Bounds:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbits._base.errors import ModelError
-from fewbits._base.limits import MAX_GRAPH_DEPTH, MAX_NODES
+from fewbits._base.limits import MAX_DIMENSIONS, MAX_GRAPH_DEPTH, MAX_NODE_INPUTS, MAX_NODES
 from fewbits.models.onnx.external import stored_bytes
 from fewbits.models.onnx.protobuf import graphs, opset, tensors
 from fewbits.models.onnx.weights import slabs
@@ -53,21 +53,50 @@ def refuse_lies(proto: Any, name: str) -> None:
             )
 
 
+def refuse_shapes(proto: Any, name: str) -> None:
+    """Raises for inputs and outputs that no tensor can be: negative or huge dimensions, too many of them."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if len(dims) > MAX_DIMENSIONS or any(not 0 <= d < 2**31 for d in dims):
+            raise ModelError(
+                f"{name}: {value.name!r} has a shape that no tensor has, {str(dims)[:100]}; export it again",
+                slug="model-invalid",
+            )
+
+
+def refuse_sparse(proto: Any, name: str) -> None:
+    """Raises for weights in the sparse form, which the graph library drops without a word."""
+    for graph in graphs(proto):
+        if getattr(graph, "sparse_initializer", ()):
+            label = graph.sparse_initializer[0].values.name
+            raise ModelError(
+                f"{name}: weight {label!r} is stored sparse, which fewbits does not read; save it dense",
+                slug="model-sparse",
+            )
+
+
 def refuse_excess(proto: Any, name: str) -> None:
     """Raises for graphs nested too deeply, and for more nodes than any network has."""
     waiting = [(graph, 1) for graph in (proto.graph, *proto.functions)]
     count = 0
     while waiting:
         graph, depth = waiting.pop()
-        count += len(graph.node)
+        count += len(graph.node) + len(getattr(graph, "initializer", ()))
         if depth > MAX_GRAPH_DEPTH:
             raise ModelError(
                 f"{name}: graphs are nested more than {MAX_GRAPH_DEPTH} deep; export it without so many If and Loop",
                 slug="model-excessive",
             )
         if count > MAX_NODES:
-            raise ModelError(f"{name} has more than {MAX_NODES} nodes; no network has", slug="model-excessive")
+            raise ModelError(
+                f"{name} has more than {MAX_NODES} nodes and weights; no network has", slug="model-excessive"
+            )
         for node in graph.node:
+            if len(node.input) > MAX_NODE_INPUTS:
+                raise ModelError(
+                    f"{name}: node {node.name!r} has {len(node.input)} inputs; no operator needs so many",
+                    slug="model-excessive",
+                )
             for attribute in node.attribute:
                 inner = [attribute.g] if attribute.HasField("g") else attribute.graphs
                 waiting.extend((one, depth + 1) for one in inner)
@@ -80,6 +109,11 @@ def _refuse_endless_functions(proto: Any, name: str) -> None:
     sizes: dict[tuple[str, str], int] = {}
 
     def size(key: tuple[str, str], above: tuple[tuple[str, str], ...]) -> int:
+        if len(above) > MAX_GRAPH_DEPTH:
+            raise ModelError(
+                f"{name}: functions call each other more than {MAX_GRAPH_DEPTH} deep; export it again",
+                slug="model-excessive",
+            )
         if key in above:
             raise ModelError(f"{name}: function {key[1]!r} calls itself; export it again", slug="model-invalid")
         if key not in sizes:
