@@ -321,7 +321,7 @@ def _rows(case: Case, files: dict[str, tuple[Path, float | None]], timed: Latenc
 
 
 def _right(wanted: Array, outputs: Array, labels: Array) -> tuple[Array, Array]:
-    return tuple((each.argmax(axis=-1) == labels).astype(np.float64) for each in (wanted, outputs))  # type: ignore[return-value]
+    return tuple((each.argmax(axis=-1) == labels).astype(np.float64) for each in (wanted, outputs))
 
 
 def _print(case: Case, rows: list[Row]) -> None:
