@@ -45,7 +45,7 @@ import pytest
         (("quantize", "MODEL", "-o", "OUT", "--data", "DATA", "--metric", "nowhere:f"), ("[metric-not-found]",)),
         (("quantize", "MODEL", "-o", "OUT", "--data", "DATA", "--metric", "math:nof"), ("[metric-not-found]",)),
         (("quantize", "MODEL", "-o", "OUT", "--data", "DATA", "--metric", "math:pi"), ("is not a function",)),
-        (("plan", "MODEL", "--scheme", "w8a8"), ("--scheme",)),
+        (("plan", "MODEL", "--plan", "P"), ("--plan",)),
         (("plan", "MODEL", "-o", "MODEL"), ("[output-is-input]",)),
         (("plan", "MODEL", "--data", "DATA", "-o", "DATA"), ("[output-is-input]",)),
         (("plan", "MODEL", "-o", "."), ("is a folder",)),

@@ -37,7 +37,7 @@ _SECONDS = 5.0
 _MACS_A_SECOND = 1e9
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 # But no more than this: shapes can be lies, and the bytes of a file cannot.
-_MORE = 4.0
+_MORE = 3.0
 _BYTES_A_SECOND = 2e6
 _MEMORY = 512 * MIB
 _WEIGHT_COPIES = 4
