@@ -42,7 +42,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(run=run)
 
     def measured(runs: Mapping[str, Run], **options: Any) -> LatencyResult:
-        return measure_latency(runs, clock=clock, **options)
+        return measure_latency(runs, **{**options, "clock": clock})
 
     monkeypatch.setattr(benchmark, "RUNTIMES", {"ort": SimpleNamespace(open=opened, name="told 1.0")})
     monkeypatch.setattr(benchmark, "measure_latency", measured)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
 from fewbits.measurement import benchmark
@@ -92,3 +93,38 @@ def test_each_graph_was_executed_from_its_own_file(
     assert found.ran.executed.count(Numbers.INTEGER) == 4, "two convolutions, the pool, the last layer"
     assert found.ran.float_executed.count(Numbers.INTEGER) == 0
     assert found.ran.float_executed.bytes_moved > found.ran.executed.bytes_moved
+
+
+@pytest.mark.parametrize(
+    ("over", "asked", "kept"), [(SLOWER, False, True), (SLOWER, True, False), (FASTER, False, False)]
+)
+def test_a_mended_float_model_that_beats_the_quantized_one_is_handed_over(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: Speedup, asked: bool, kept: bool
+) -> None:
+    whole = benchmark.measure_performance
+
+    def measured(files: Any, **options: Any) -> benchmark.Performance:
+        found = whole(files, **{**options, "seconds": 0.05})
+        return replace(found, speedup=FASTER, mended=FASTER, over_mended=over)
+
+    runs.hurry(monkeypatch)
+    monkeypatch.setattr(job, "measure_performance", measured)
+    net = onnx.load(runs.small_net(tmp_path / "net.onnx"))
+    first = net.graph.node[0]
+    net.graph.node.insert(0, onnx.helper.make_node("Identity", [first.input[0]], ["copied"], name="copy"))
+    net.graph.node[1].input[0] = "copied"
+    onnx.save(net, tmp_path / "copied.onnx")
+    request = Request(
+        model=str(tmp_path / "copied.onnx"), data=runs.small_data(80), scheme="w8a8", target="ort-cpu:vnni",
+        allow_slower=asked,
+    )  # fmt: skip
+    found = job.run(request)
+    assert found.float_kept is kept
+    if kept:
+        assert "mended, it runs 2.00x" in (found.float_reason or "")
+        assert found.data != found.prepared.model.original
+        assert "Identity" not in {node.op_type for node in onnx.load_from_string(found.data).graph.node}
+        assert found.judged is not None and found.judged.figure == found.judged.float_figure
+        assert any("smaller-but-slower" in warning for warning in found.warnings)
+    elif not asked:
+        assert any("float-mended" in warning for warning in found.warnings)

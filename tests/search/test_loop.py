@@ -73,10 +73,11 @@ def test_an_inside_loss_ends_the_search_with_all_integers(search: Callable[..., 
 def test_an_effort_tries_its_ranges_and_keeps_the_closest(search: Callable[..., SearchResult], effort: str) -> None:
     found = search(lambda outcome: 0.0, effort=effort)
     assert len(found.trail) == len(EFFORTS[effort])
-    gauges = [trial.kl for trial in found.trail if trial.kl is not None]
-    best = min(range(len(gauges)), key=gauges.__getitem__)
-    assert [trial.kept for trial in found.trail].count(True) >= 1
-    assert found.trail[best].kept and not any(trial.kept for trial in found.trail[best + 1 :])
+    best: float | None = None
+    for trial in found.trail:  # another rule is kept where it is clearly closer, and the first of them in any case
+        assert trial.kl is not None
+        assert trial.kept is (best is None or trial.kl < 0.8 * best)
+        best = trial.kl if trial.kept else best
 
 
 def test_a_hopeless_budget_ends_with_floats_alone(search: Callable[..., SearchResult]) -> None:

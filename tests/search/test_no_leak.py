@@ -81,7 +81,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, runs: ModuleType, tmp_path: Path) -> 
     monkeypatch.setattr(job, "build", drawn_build)
     monkeypatch.setattr(loop, "build", drawn_build)
     monkeypatch.setattr(job, "observe", lambda *args, **options: NOTHING)
-    monkeypatch.setattr(job, "measure_performance", lambda *args, **options: SimpleNamespace(of_float=lambda: None))
+    monkeypatch.setattr(
+        job, "measure_performance", lambda *args, **options: SimpleNamespace(mended=None, over_mended=None)
+    )
     monkeypatch.setattr(job, "repair", lambda prepared, statistics, *rest: unrepaired(prepared, statistics))
     monkeypatch.setattr(job, "_loses_speed", lambda *args: False)
     monkeypatch.setattr(job, "read_executed", lambda *args: None)

@@ -165,7 +165,7 @@ def _latency(ran: Ran) -> schema.Latency:
         batch=performance.batch,
         runtime=performance.runtime,
         isa=_isa(),
-        session_options=dict(performance.options.describe()),
+        session_options={**performance.options.describe(), "clock": performance.clock},
     )
 
 
@@ -327,6 +327,9 @@ def _measured(ran: Ran) -> dict[str, Any]:
         "float": _timing(performance.float_timing),
         "quantized": _timing(performance.timing),
         "speedup": _speedup(performance.speedup),
+        "float_mended": None if performance.mended is None else _speedup(performance.mended),
+        "speedup_over_float_mended": None if performance.over_mended is None else _speedup(performance.over_mended),
+        "clock": performance.clock,
         "blocks_ms": {name: list(blocks) for name, blocks in latency.block_ms.items()},
         "batch": performance.batch,
         "options": performance.options.describe(),

@@ -18,6 +18,7 @@ from fewbits.flow import observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
+from fewbits.measurement.latency import Speedup
 from fewbits.measurement.outcome import Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.models.onnx.probing import probe_feeds
@@ -38,6 +39,10 @@ from fewbits.targets import Placement, place
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
 _NO_DATA = "no data were given to judge on"
+# Over the file that came in, what a mended float model may have in bytes (float16 widened has twice as many).
+_AS_SMALL = 1.1
+# A gain of mending alone that is told.
+_NOTICED = 1.1
 # The part of its speed that a file must keep when a node goes back to float for closeness alone.
 _FREE = 0.97
 # Seconds after which it is plain whether a candidate is slower than float.
@@ -87,7 +92,7 @@ class _Job:
         candidate = self._finalize(candidate.plan, data_file)
         float_reason = self._no_integers(candidate)
         unmeasured = "" if self._prepared.parts is not None else _NO_DATA
-        ran, judged = None, None
+        ran, judged, mend = None, None, False
         too_large = self._too_large()
         if too_large is not None:
             unmeasured = too_large
@@ -96,18 +101,28 @@ class _Job:
             files = self._write(candidate, data_file)
             feeds = self._one_example()
             performance = self._performance(files, feeds)
-            if float_reason is None and request.plan is None and not request.allow_slower:
+            choosing = request.plan is None and not request.allow_slower
+            if float_reason is None and choosing:
                 float_reason = _not_worth_it(performance)
                 self._notes += _slower_but_smaller(performance, float_reason)
+            small = len(files) > 2 and files[2].size <= _AS_SMALL * files[0].size
+            mend = choosing and float_reason is None and small and _mended_wins(performance)
+            if mend:
+                float_reason = _mended_reason(performance)
+                self._notes += _slower_but_smaller(performance, float_reason, over=performance.over_mended)
+            elif float_reason is None:
+                self._notes += _share_of_mending(performance)
             if float_reason is not None:
-                performance = performance.of_float()
+                performance = performance.of_mended(files[2].size) if mend else performance.of_float()
                 candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
-            handed = files[0 if float_reason is not None else 1]
+            handed = files[2 if mend else 0 if float_reason is not None else 1]
             judged = self._judge(handed)
             ran = self._ran(handed, files[0], feeds, candidate, performance, float_reason)
         data = candidate.data
         if float_reason is not None:
             data, data_file = self._float_files(data_file)
+        if mend:
+            data = files[2].model.read_bytes()
         return Finished(
             prepared=self._prepared,
             candidate=candidate,
@@ -200,18 +215,23 @@ class _Job:
             return None
         return f"running the float model would take about {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may be taken"
 
-    def _write(self, candidate: Candidate, data_file: Path | None) -> tuple[ModelFiles, ModelFiles]:
-        """Returns the float and the quantized model as files."""
+    def _write(self, candidate: Candidate, data_file: Path | None) -> tuple[ModelFiles, ...]:
+        """Returns the float and the quantized model as files, and the float model in canonical form if that differs."""
         model = self._prepared.model
         own = self._scratch.folder
         (own / "float.onnx").write_bytes(model.original)
         (own / MODEL_FILE).write_bytes(candidate.data)
         outside = None if data_file is None else data_file.parent
         size = 0 if data_file is None else data_file.stat().st_size
-        return (
+        files = (
             ModelFiles(model=own / "float.onnx", data_folder=model.folder, external_bytes=model.external_bytes),
             ModelFiles(model=own / MODEL_FILE, data_folder=outside, external_bytes=size),
         )
+        if model.folder is not None or not model.steps or not candidate.plan.quantized:
+            return files
+        empty = Plan(target=self._prepared.target.full_name, decisions=())
+        (own / "mended.onnx").write_bytes(self._finalize(empty, None).data)
+        return (*files, ModelFiles(model=own / "mended.onnx"))
 
     def _float_files(self, data_file: Path | None) -> tuple[bytes, Path | None]:
         """Returns the float model as it is handed over: as it came, or with its large tensors in our data file."""
@@ -236,7 +256,7 @@ class _Job:
         data = prepared.parts.data if len(prepared.parts.calibration) else prepared.parts.verdict_data
         return next(iter(model_batches(prepared.model, data, indices, size=1)))[0]
 
-    def _performance(self, files: tuple[ModelFiles, ModelFiles], feeds: dict[str, np.ndarray]) -> Performance:
+    def _performance(self, files: tuple[ModelFiles, ...], feeds: dict[str, np.ndarray]) -> Performance:
         request = self._request
         with self._clock.stage("latency"):
             return measure_performance(
@@ -415,13 +435,41 @@ def _not_worth_it(performance: Performance) -> str | None:
     return None
 
 
-def _slower_but_smaller(performance: Performance, float_reason: str | None) -> tuple[str, ...]:
+def _mended_wins(performance: Performance) -> bool:
+    """Returns whether the float model in canonical form is faster than the quantized one, and than the file it was."""
+    mended, over = performance.mended, performance.over_mended
+    return mended is not None and over is not None and mended.faster and over.slower
+
+
+def _mended_reason(performance: Performance) -> str:
+    assert performance.mended is not None and performance.over_mended is not None
+    return (
+        f"mended, it runs {performance.mended.ratio:.2f}x as fast as the file that came in, and the quantized model "
+        f"runs at {performance.over_mended.ratio:.2f}x of that speed"
+    )
+
+
+def _share_of_mending(performance: Performance) -> tuple[str, ...]:
+    """Returns what a reader should know where part of the speed is not that of integers."""
+    mended, over = performance.mended, performance.over_mended
+    if mended is None or over is None or mended.low < _NOTICED:
+        return ()
+    return (
+        f"the float model alone, its graph mended likewise, runs {mended.ratio:.2f}x as fast as the file that came in; "
+        f"the integers add {over.ratio:.2f}x to that [float-mended]",
+    )
+
+
+def _slower_but_smaller(
+    performance: Performance, float_reason: str | None, *, over: Speedup | None = None
+) -> tuple[str, ...]:
     """Returns what a reader who needs the smaller file more than the faster one should know."""
+    speedup = performance.speedup if over is None else over
     ratio = performance.float_bytes / performance.quantized_bytes
     if float_reason is None or ratio <= 1:
         return ()
     return (
-        f"the quantized file would be {ratio:.2f}x smaller, at {performance.speedup.ratio:.2f}x of float's speed; "
+        f"the quantized file would be {ratio:.2f}x smaller, at {speedup.ratio:.2f}x of float's speed; "
         "--allow-slower hands it over [smaller-but-slower]",
     )
 

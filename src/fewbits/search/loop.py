@@ -50,6 +50,8 @@ def check_effort(name: str) -> None:
 
 # Why a node that could run in integers does not.
 _GIVEN_BACK = "back to float: among what cost the most closeness on the selection data"
+# The part of another candidate's distance to float below which one is closer beyond doubt.
+_CLEARLY = 0.8
 # Distance to float above which one node is looked for that makes it, in nats per example: where 1 answer of 100 may
 # change by a KL of 0.01 (Pinsker's inequality: total variation up to sqrt(KL / 2) = 7 %).
 _SUSPECT_KL = 0.01
@@ -219,8 +221,9 @@ class BudgetLoop:
             )
             candidate = self._build(plan)
             outcome = self._measure(candidate, f"ranges {activations}/{weights}")
-            better = best is None or outcome.quality.gauge < best[1].quality.gauge
-            reason = "closest to float so far" if better else "further from float than the one kept"
+            # A few percent are noise of the selection examples: the likelier rule, tried first, then stays.
+            better = best is None or outcome.quality.gauge < _CLEARLY * best[1].quality.gauge
+            reason = "closest to float so far" if better else "not clearly closer to float than the one kept"
             change = f"all integer, activation ranges {activations}, weight ranges {weights}"
             self._note(change, outcome, candidate, kept=better, reason=reason)
             if better:
