@@ -3,7 +3,7 @@
 1. Every range rule that the effort allows is tried with all integers; the one whose outputs stay closest to float on
    the selection data is kept. (Size and speed are the same, so closeness decides.)
 2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
-   much that helps; then they go back one after the other until the forecast says "met".
+   much that helps, those put off that cost speed; then they go back one after the other until the forecast says "met".
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
    nothing: each is tried in integers once more, the largest first, and stays so where the budget still holds.
 4. The best so far is kept throughout. The verdict data play no part.
@@ -57,6 +57,8 @@ _CLEARLY = 0.8
 _SUSPECT_KL = 0.01
 # By how much the distance must fall for a node to go back to float without need.
 _WORTH_A_NODE = 4.0
+# Nodes of the order that are timed before they go back to float.
+_TIMED = 6
 # Nodes that are set back alone before any goes; the others follow by the noise of their own tensors.
 _RANKED = {"fast": 16, "balanced": 64, "best": 100_000}
 # Examples on which single nodes are compared: KL separates them with a few dozen.
@@ -305,7 +307,7 @@ class BudgetLoop:
         """Sets the most harmful nodes back to float until the forecast is inside the budget."""
         task = self._task
         assert task.max_drop is not None
-        order = self._rank(start)
+        order = self._cheap_first(start, self._rank(start))
         fallback = start if task.bound(outcome).drop <= task.max_drop else None
         given: list[str] = []
         while order:
@@ -342,6 +344,17 @@ class BudgetLoop:
         if fallback is not None:
             return self._result(fallback, met=False)
         return self._result(start if self._stopped else self._float(start), met=False)
+
+    def _cheap_first(self, start: Candidate, order: list[str]) -> list[str]:
+        """Returns the order with those of the first nodes put off that cost speed: one Conv may break a whole chain."""
+        costly = []
+        for number, name in enumerate(order[:_TIMED]):
+            self._task.progress("timing nodes", number, min(len(order), _TIMED))
+            if self._late():
+                break
+            if self._task.slower(self._build(self._without(start.plan, (name,))), start):
+                costly.append(name)
+        return [name for name in order if name not in costly] + costly
 
     def _take_again(self, start: Candidate, given: list[str], best: Candidate) -> Candidate:
         """Returns the best candidate with every node in integers again that the budget does not need in float."""
