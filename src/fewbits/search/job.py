@@ -19,7 +19,7 @@ from fewbits.measurement.benchmark import ModelFiles, Performance, measure_perfo
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
 from fewbits.measurement.latency import Speedup
-from fewbits.measurement.outcome import Reference
+from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.models.onnx.probing import probe_feeds
 from fewbits.planning.plan import Plan
@@ -390,11 +390,21 @@ def _choose(
             effort=request.effort,
             deadline=deadline,
             progress=request.progress,
+            refuted=lambda outcome: _is_refuted(prepared, outcome),
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
             slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
     return result.candidate, result.trail, (result.stopped,) if result.stopped else ()
+
+
+def _is_refuted(prepared: Prepared, outcome: Outcome) -> bool:
+    """Returns whether the selection data show, at the confidence of the run, a loss beyond the budget."""
+    request, parts = prepared.request, prepared.parts
+    assert parts is not None and request.max_drop is not None
+    groups = None if parts.data.groups is None else parts.data.groups[parts.selection][: len(outcome.scores)]
+    bound = loss_bound(prepared.selection_metric, outcome, confidence=request.confidence, groups=groups)
+    return bound.lower > request.max_drop
 
 
 def _loses_speed(

@@ -6,7 +6,9 @@
    much that helps, those put off that cost speed; then they go back one after the other until the forecast says "met".
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
    nothing: each is tried in integers once more, the largest first, and stays so where the budget still holds.
-4. The best so far is kept throughout. The verdict data play no part.
+4. Where no mix would keep the budget, the float model is the result if the selection data show with confidence that all
+   integers do not; a few examples that only seem to say so leave the word to the verdict.
+5. The best so far is kept throughout. The verdict data play no part.
 """
 
 from __future__ import annotations
@@ -118,6 +120,7 @@ class Task:
       target: The rules.
       base: Seed, hashes and versions for the plans.
       statistics: Of all activation sites.
+      refuted: Whether the selection data alone show, with confidence, that an outcome is outside the budget.
       slower: Whether a candidate is slower than another one, asked of a clock.
       keep_float: Nodes that stay float whatever is tried: the model runs faster so.
       reference: The float model on the selection data.
@@ -145,6 +148,7 @@ class Task:
     hopeless: Callable[[Candidate], str | None] = lambda candidate: None
     keep_float: tuple[str, ...] = ()
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
+    refuted: Callable[[Outcome], bool] = lambda outcome: True
 
 
 @final
@@ -343,7 +347,9 @@ class BudgetLoop:
         # The most integers whose measured loss is inside: the verdict may still be undecided, and says what is missing.
         if fallback is not None:
             return self._result(fallback, met=False)
-        return self._result(start if self._stopped else self._float(start), met=False)
+        if self._stopped is not None or not task.refuted(outcome):
+            return self._result(start, met=False)  # too few selection examples to condemn it: the verdict will tell
+        return self._result(self._float(start), met=False)
 
     def _cheap_first(self, start: Candidate, order: list[str]) -> list[str]:
         """Returns the order with those of the first nodes put off that cost speed: one Conv may break a whole chain."""
