@@ -192,3 +192,20 @@ def test_selection_examples_too_few_to_condemn_leave_the_word_to_the_verdict(
     spared = search(lambda outcome: 1.0, refuted=lambda outcome: False)
     assert len(spared.candidate.integer) == 4
     assert not spared.met
+
+
+def test_a_mix_that_is_not_faster_than_float_gives_way_to_all_integers_that_are_not_condemned(
+    search: Callable[..., SearchResult],
+) -> None:
+    tries: list[int] = []
+
+    def bounded(outcome: Outcome) -> float:  # outside with all integers, inside once a node is float
+        tries.append(1)
+        return 1.0 if outcome.quality.gauge > 1e-6 and len(tries) < 4 else 0.0
+
+    pays = {"pays": lambda candidate: len(candidate.integer) == 4}
+    spared = search(bounded, refuted=lambda outcome: False, **pays)
+    assert len(spared.candidate.integer) == 4
+    tries.clear()
+    condemned = search(bounded, refuted=lambda outcome: True, **pays)
+    assert len(condemned.candidate.integer) < 4

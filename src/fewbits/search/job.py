@@ -39,6 +39,8 @@ from fewbits.targets import Placement, place
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
 _NO_DATA = "no data were given to judge on"
+# Over float, the speed below which integers are not worth their loss.
+_WORTH_INTEGERS = 1.05
 # Over the file that came in, what a mended float model may have in bytes (float16 widened has twice as many).
 _AS_SMALL = 1.1
 # A gain of mending alone that is told.
@@ -390,12 +392,23 @@ def _choose(
             effort=request.effort,
             deadline=deadline,
             progress=request.progress,
+            pays=lambda candidate: _pays(prepared, candidate, options, feeds),
             refuted=lambda outcome: _is_refuted(prepared, outcome),
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
             slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
     return result.candidate, result.trail, (result.stopped,) if result.stopped else ()
+
+
+def _pays(prepared: Prepared, candidate: Candidate, options: Options, feeds: dict[str, np.ndarray]) -> bool:
+    """Returns whether a candidate is faster than float by more than noise; always where that is not asked for."""
+    request, model = prepared.request, prepared.model
+    if request.allow_slower:
+        return True
+    models, own = (model.original, candidate.data), replace(options, data_folder=model.folder)
+    found = quick_speedup(models, feeds=feeds, options=own, seconds=_QUICK_SECONDS, seed=request.seed)
+    return found.ratio > _WORTH_INTEGERS
 
 
 def _is_refuted(prepared: Prepared, outcome: Outcome) -> bool:

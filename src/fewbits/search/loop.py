@@ -7,7 +7,8 @@
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
    nothing: each is tried in integers once more, the largest first, and stays so where the budget still holds.
 4. Where no mix would keep the budget, the float model is the result if the selection data show with confidence that all
-   integers do not; a few examples that only seem to say so leave the word to the verdict.
+   integers do not; a few examples that only seem to say so leave the word to the verdict. The same where the mix that
+   would keep it is not faster than float, and all integers are.
 5. The best so far is kept throughout. The verdict data play no part.
 """
 
@@ -121,6 +122,7 @@ class Task:
       base: Seed, hashes and versions for the plans.
       statistics: Of all activation sites.
       refuted: Whether the selection data alone show, with confidence, that an outcome is outside the budget.
+      pays: Whether a candidate is faster than float by more than noise, asked of a clock.
       slower: Whether a candidate is slower than another one, asked of a clock.
       keep_float: Nodes that stay float whatever is tried: the model runs faster so.
       reference: The float model on the selection data.
@@ -149,6 +151,7 @@ class Task:
     keep_float: tuple[str, ...] = ()
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
+    pays: Callable[[Candidate], bool] = lambda candidate: True
 
 
 @final
@@ -311,7 +314,7 @@ class BudgetLoop:
         """Sets the most harmful nodes back to float until the forecast is inside the budget."""
         task = self._task
         assert task.max_drop is not None
-        order = self._cheap_first(start, self._rank(start))
+        order, first = self._cheap_first(start, self._rank(start)), outcome
         fallback = start if task.bound(outcome).drop <= task.max_drop else None
         given: list[str] = []
         while order:
@@ -343,11 +346,17 @@ class BudgetLoop:
                 reason=reason,
             )
             if met:
-                return self._result(self._take_again(start, given, candidate), met=True)
+                best = self._take_again(start, given, candidate)
+                if task.pays(best) or not task.pays(start) or task.refuted(first):
+                    return self._result(best, met=True)
+                change = "all integer after all"
+                reason = "the mix is not faster than float, and so few selection examples do not condemn all integers"
+                self._note(change, first, start, kept=True, reason=reason)
+                return self._result(start, met=False)
         # The most integers whose measured loss is inside: the verdict may still be undecided, and says what is missing.
         if fallback is not None:
             return self._result(fallback, met=False)
-        if self._stopped is not None or not task.refuted(outcome):
+        if self._stopped is not None or not task.refuted(first):
             return self._result(start, met=False)  # too few selection examples to condemn it: the verdict will tell
         return self._result(self._float(start), met=False)
 
