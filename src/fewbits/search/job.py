@@ -18,7 +18,6 @@ from fewbits.flow import observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
-from fewbits.measurement.latency import Speedup
 from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.models.onnx.probing import probe_feeds
@@ -29,6 +28,13 @@ from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
+from fewbits.search.handing_over import (
+    mended_reason,
+    mended_wins,
+    not_worth_it,
+    share_of_mending,
+    slower_but_smaller,
+)
 from fewbits.search.loop import BudgetLoop, Task, Trial
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare
@@ -43,8 +49,6 @@ _NO_DATA = "no data were given to judge on"
 _WORTH_INTEGERS = 1.05
 # Over the file that came in, what a mended float model may have in bytes (float16 widened has twice as many).
 _AS_SMALL = 1.1
-# A gain of mending alone that is told.
-_NOTICED = 1.1
 # The part of its speed that a file must keep when a node goes back to float for closeness alone.
 _FREE = 0.97
 # Seconds after which it is plain whether a candidate is slower than float.
@@ -105,15 +109,15 @@ class _Job:
             performance = self._performance(files, feeds)
             choosing = request.plan is None and not request.allow_slower
             if float_reason is None and choosing:
-                float_reason = _not_worth_it(performance)
-                self._notes += _slower_but_smaller(performance, float_reason)
+                float_reason = not_worth_it(performance)
+                self._notes += slower_but_smaller(performance, float_reason)
             small = len(files) > 2 and files[2].size <= _AS_SMALL * files[0].size
-            mend = choosing and float_reason is None and small and _mended_wins(performance)
+            mend = choosing and float_reason is None and small and mended_wins(performance)
             if mend:
-                float_reason = _mended_reason(performance)
-                self._notes += _slower_but_smaller(performance, float_reason, over=performance.over_mended)
+                float_reason = mended_reason(performance)
+                self._notes += slower_but_smaller(performance, float_reason, over=performance.over_mended)
             elif float_reason is None:
-                self._notes += _share_of_mending(performance)
+                self._notes += share_of_mending(performance)
             if float_reason is not None:
                 performance = performance.of_mended(files[2].size) if mend else performance.of_float()
                 candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
@@ -445,55 +449,6 @@ def _hopeless(prepared: Prepared, candidate: Candidate, options: Options, feeds:
     return (
         f"all nodes in integers run at {speedup.ratio:.2f}x of float's speed, so no mix with float nodes was tried "
         "[slower-than-float]"
-    )
-
-
-def _not_worth_it(performance: Performance) -> str | None:
-    """Returns why the float model is handed over instead of the quantized one, None where it is not."""
-    speedup = performance.speedup
-    if speedup.slower:
-        return f"the quantized model runs at {speedup.ratio:.2f}x of the float model's speed"
-    if performance.quantized_bytes >= performance.float_bytes and not speedup.faster:
-        return "the quantized model is neither smaller nor faster than the float model"
-    return None
-
-
-def _mended_wins(performance: Performance) -> bool:
-    """Returns whether the float model in canonical form is faster than the quantized one, and than the file it was."""
-    mended, over = performance.mended, performance.over_mended
-    return mended is not None and over is not None and mended.faster and over.slower
-
-
-def _mended_reason(performance: Performance) -> str:
-    assert performance.mended is not None and performance.over_mended is not None
-    return (
-        f"mended, it runs {performance.mended.ratio:.2f}x as fast as the file that came in, and the quantized model "
-        f"runs at {performance.over_mended.ratio:.2f}x of that speed"
-    )
-
-
-def _share_of_mending(performance: Performance) -> tuple[str, ...]:
-    """Returns what a reader should know where part of the speed is not that of integers."""
-    mended, over = performance.mended, performance.over_mended
-    if mended is None or over is None or mended.low < _NOTICED:
-        return ()
-    return (
-        f"the float model alone, its graph mended likewise, runs {mended.ratio:.2f}x as fast as the file that came in; "
-        f"the integers add {over.ratio:.2f}x to that [float-mended]",
-    )
-
-
-def _slower_but_smaller(
-    performance: Performance, float_reason: str | None, *, over: Speedup | None = None
-) -> tuple[str, ...]:
-    """Returns what a reader who needs the smaller file more than the faster one should know."""
-    speedup = performance.speedup if over is None else over
-    ratio = performance.float_bytes / performance.quantized_bytes
-    if float_reason is None or ratio <= 1:
-        return ()
-    return (
-        f"the quantized file would be {ratio:.2f}x smaller, at {speedup.ratio:.2f}x of float's speed; "
-        "--allow-slower hands it over [smaller-but-slower]",
     )
 
 
