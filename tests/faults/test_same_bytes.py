@@ -110,7 +110,6 @@ def test_the_reported_size_is_that_on_disk(lab: Any, planned: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="small tensors of a data file are counted twice: inside the model, and outside")
 def test_the_reported_size_of_a_float_model_with_a_data_file_is_that_on_disk(
     lab: Any, planned: Path, tmp_path: Path
 ) -> None:
