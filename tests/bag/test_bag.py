@@ -156,7 +156,6 @@ def test_weights_inside_bodies_are_listed(cli: Callable[..., Any], tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the transposed table is folded into a second one")
 def test_a_table_read_twice_does_not_make_the_file_larger(cli: Callable[..., Any], tmp_path: Path) -> None:
     case = bag.CASES["tied"]
     files, out = bag.save(case.make(), tmp_path, case.name), tmp_path / "out"
