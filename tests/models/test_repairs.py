@@ -172,10 +172,7 @@ def test_an_inner_tensor_that_others_read_keeps_a_gelu_as_it_is(net: Any, tmp_pa
     part = n.op("Div", h, n.const(1.4142135))
     both = n.op("Add", n.op("Erf", part), n.const(1.0))
     n.output(n.gemm(n.op("Mul", n.op("Mul", h, both), n.const(0.5)), 24, 8), n.relu(part))
-    model = open_model(n.save(tmp_path))
-    made = repaired(model, BY_NAME["whole_gelu"])
-    if made is not None:  # the node may be written, as long as the other reader keeps its tensor
-        same_function(model, made)
+    assert repaired(open_model(n.save(tmp_path)), BY_NAME["whole_gelu"]) is None
 
 
 def test_a_model_without_the_pattern_is_left_by_every_repair(net: Any, tmp_path: Path) -> None:
