@@ -38,6 +38,6 @@ def refuse_too_little(model: OnnxModel, quantized: Sequence[Decision], allowed: 
     if allowed is not None and needed > allowed:
         raise ResourceError(
             f"quantizing {model.name} takes about {needed / 1e6:.0f} MB, and --max-memory allows {allowed / 1e6:.0f}; "
-            "allow more, or store weights alone (--scheme w8a16)",
+            "allow more",
             slug="memory-too-small",
         )
