@@ -92,10 +92,10 @@ class _Job:
     def run(self) -> Finished:
         """Returns the finished run."""
         request = self._request
-        candidate, trail, repairs = self._candidate()
+        plan, trail, repairs = self._plan()
         model = self._prepared.model
         data_file = self._data_file()
-        candidate = self._finalize(candidate.plan, data_file)
+        candidate = self._finalize(plan, data_file)
         float_reason = self._no_integers(candidate)
         unmeasured = "" if self._prepared.parts is not None else _NO_DATA
         ran, judged, mend = None, None, False
@@ -146,18 +146,18 @@ class _Job:
             scratch=self._scratch,
         )
 
-    def _candidate(self) -> tuple[Candidate, tuple[Trial, ...], Repairs]:
-        """Returns the candidate that was asked for, or found; the model may have been repaired on the way."""
+    def _plan(self) -> tuple[Plan, tuple[Trial, ...], Repairs]:
+        """Returns the plan that was asked for, or found; the model may have been repaired on the way."""
         prepared, request = self._prepared, self._request
         if request.plan is not None:
             wanted = _renewed(prepared, request.plan)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
             self._observe(wanted)
-            return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
+            return wanted, (), NO_REPAIRS
         if request.weights_only:
             wanted = draft_stored(prepared.model, prepared.target, base=prepared.base)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
-            return Candidate(plan=wanted, data=b"", integer=()), (), NO_REPAIRS
+            return wanted, (), NO_REPAIRS
         wanted = draft_plan(prepared.model, prepared.target, base=prepared.base)
         refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
         self._observe(wanted)
@@ -165,11 +165,11 @@ class _Job:
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
         self._prepared, self._statistics = repaired.prepared, repaired.statistics
         if not request.searches:
-            return Candidate(plan=repaired.plan, data=b"", integer=()), (), repaired.repairs
+            return repaired.plan, (), repaired.repairs
         with self._clock.stage("search"):
             candidate, trail, notes = _choose(self._prepared, repaired, self._options, self._one_example())
         self._notes += notes
-        return candidate, trail, repaired.repairs
+        return candidate.plan, trail, repaired.repairs
 
     def _observe(self, wanted: Plan) -> None:
         sites = activation_sites(wanted)
