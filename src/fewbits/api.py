@@ -19,7 +19,9 @@ from fewbits.planning.plan import Plan, plan_from_json
 if TYPE_CHECKING:
     from fewbits.evidence import PairedBound
     from fewbits.measurement.quality import Quality
+    from fewbits.numerics.named import ArrayScheme
     from fewbits.numerics.qtensor import QTensor
+    from fewbits.numerics.scheme import Scheme
     from fewbits.reporting.schema import Report
     from fewbits.search.finished import Finished
     from fewbits.search.forecast import Forecast
@@ -513,19 +515,23 @@ def _measure_again(
     return figure
 
 
-def quantize_array(values: Any, scheme: str, *, axis: int = -1) -> QTensor:
-    """Returns an array quantized to an integer format, symmetric, by its largest magnitude.
+def quantize_array(
+    values: Any, scheme: str | Scheme | ArrayScheme, *, axis: int = -1, seed: int | None = None
+) -> QTensor:
+    """Returns an array quantized by itself, by the scales that its scheme chooses.
 
     Args:
       values: Floating-point array, NumPy or any library that speaks the array API; the result is of the same.
-      scheme: ``int8`` (one scale); ``int4-g128`` (a scale for each run of 128 elements along ``axis``);
-        ``int8-channel`` (a scale for each index of the first axis that is not ``axis``).
+      scheme: A name: ``int8`` (one scale), ``int4-g128`` (a scale for each run of 128 elements along ``axis``),
+        ``int8-channel`` (one for each index of the first axis that is not ``axis``), ``nvfp4``, ``mxfp4``, ``q4_k``,
+        ``w8a8`` (its weights); ``fewbits formats`` lists them. Or a Scheme of your own.
       axis: Reduction axis, along which groups lie.
-    Raises: UsageError for an unknown format; NumericsError for NaN, infinity or an axis that does not exist.
+      seed: If given, codes are rounded at random, up or down by the distance (stochastic rounding).
+    Raises: UsageError for an unknown scheme; NumericsError for NaN, infinity, an axis or a block that does not fit.
     """
-    from fewbits.numerics.quantizing import quantize_symmetric
+    from fewbits.numerics.quantizing import quantize_array as work
 
-    return quantize_symmetric(values, scheme, axis=axis)
+    return work(values, scheme, axis=axis, seed=seed)
 
 
 __all__ = [

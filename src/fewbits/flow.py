@@ -20,7 +20,7 @@ from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, s
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
-from fewbits.numerics.qtensor import QParams, QTensor, quantize
+from fewbits.numerics.qtensor import QParams, QTensor, as_array, quantize
 from fewbits.numerics.scaling import affine_from_amax, choose_affine
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import GraphView, OpView, Role, Site
@@ -341,7 +341,7 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
         if source not in params:
             continue  # a reader kept float keeps its float bias
         bias = op_rule.bias_input(op)
-        activation = float(params[source].scale)
+        activation = float(as_array(params[source].scale))
         offsets = np.zeros(1, np.float32) if bias is None else model.weight(bias)
         scale = scale_for_bias(scale, amax, offsets, activation)
     shape = scheme.granularity.scale_shape(values.shape)

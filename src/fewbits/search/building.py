@@ -15,7 +15,7 @@ from fewbits.export import EXPORTERS
 from fewbits.flow import check_plan, stream
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
-from fewbits.numerics.qtensor import QParams, QTensor
+from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.targets.base import Target
@@ -116,8 +116,9 @@ def _rows_of(value: QTensor, rows: Any) -> QTensor:
     """Returns some rows of a tensor, with their scales where each row has its own."""
     codes = np.asarray(value.codes)[rows]
     params = value.params
-    if params.scale.ndim and params.scale.shape[0] == value.shape[0]:
-        params = replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
+    scale = as_array(params.scale)
+    if scale.ndim and scale.shape[0] == value.shape[0]:
+        params = replace(params, scale=scale[rows], zero_point=params.zero_point[rows])
     return QTensor(codes=codes, params=params)
 
 
@@ -136,7 +137,7 @@ def activation_sqnr(value: QParams, histogram: Histogram) -> float | None:
     assert isinstance(fmt, Int)
     used = np.flatnonzero(histogram.counts)
     centers, counts = histogram.centers()[used], histogram.counts[used]
-    scale, zero = float(value.scale), float(value.zero_point)
+    scale, zero = float(as_array(value.scale)), float(value.zero_point)
     codes = np.clip(np.round(centers / scale) + zero, fmt.min_code, fmt.max_code)
     wrong = (codes - zero) * scale - centers
     return _decibels(float((centers**2 * counts).sum()), float((wrong**2 * counts).sum()))

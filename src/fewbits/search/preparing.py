@@ -166,6 +166,12 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:  # a plan is applied as it is, its target and seed too
         request = replace(request, target=request.plan.target, seed=request.plan.seed)
     target = resolve_target(request.target)
+    if request.scheme is not None and request.scheme not in target.schemes:
+        raise TargetError(
+            f"{target.name} does not write {request.scheme!r} yet; it writes {', '.join(target.schemes)} "
+            "(fewbits.quantize_array quantizes single arrays to every scheme)",
+            slug="scheme-not-written",
+        )
     model = open_model(request.model, max_memory=request.max_memory)
     if model.unrunnable:
         raise ModelError(

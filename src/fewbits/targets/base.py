@@ -140,6 +140,7 @@ class Target:
       variants: By instruction set.
       isa: The instruction set in force.
       sources: Where the rules come from.
+      schemes: Names of the schemes that ``--scheme`` may ask of it.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Target:
     scaling: Mapping[str, OpRule] = field(default_factory=dict)
     stored: Mapping[str, StoredRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
+    schemes: tuple[str, ...] = ("w8a8", "w8a16")
 
     @property
     def full_name(self) -> str:
