@@ -49,7 +49,9 @@ def quantize_array(
                 slug="seed-unused",
             )
         return _solved(values, array_scheme.rule, stored, axis)
-    return encode_all(values, choose_params(values, stored, array_scheme.rule), seed=seed, check=False)
+    # Choosing scales has looked at every value; where there are none to choose, encoding looks.
+    params = choose_params(values, stored, array_scheme.rule)
+    return encode_all(values, params, seed=seed, check=not stored.scaled)
 
 
 def _solved(values: Array, solver: Solver, scheme: Scheme, axis: int) -> QTensor:

@@ -267,7 +267,9 @@ class PowerOfTwo(ScaleRule):
         # Denormal amax has exponent field 0, and the smallest scale, whatever its mantissa.
         exponent, mantissa = bits >> 23, bits & 0x7FFFFF
         raised = xp.astype(mantissa > self._highest_mantissa(scheme.format), xp.int32)
-        code = xp.clip(exponent + raised - _emax(scheme.format), 0, 254)
+        # The largest element under the largest scale is still a float32: reach < 2**(emax + 1).
+        emax = _emax(scheme.format)
+        code = xp.clip(exponent + raised - emax, 0, 254 - emax)
         one = xp.full_like(code, 127)
         scale = FORMATS["e8m0"].decode(xp.where(amax == 0, one, code))
         return Chosen(scale=scale, zero_point=xp.zeros_like(scale))
