@@ -157,7 +157,14 @@ def refuse_other_dtypes(values: Array) -> Array:
     """Returns the array, or raises NumericsError(slug="array-not-float") unless it holds floating-point numbers."""
     if isinstance(values, np.ndarray | np.generic) and values.dtype.name == "bfloat16":
         return values.astype(np.float32)  # ml_dtypes' type, which NumPy itself does not call floating
-    xp = namespace(values)
+    try:
+        xp = namespace(values)
+    except TypeError:
+        raise NumericsError(
+            f"expected an array of floating-point numbers, got a {type(values).__name__}; pass a NumPy array or a torch "
+            "tensor",
+            slug="array-not-float",
+        ) from None
     if not xp.isdtype(values.dtype, "real floating"):
         raise NumericsError(
             f"expected floating-point numbers, got {values.dtype}; convert the array to float32 first",
