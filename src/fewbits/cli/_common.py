@@ -257,7 +257,7 @@ def table(rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...]) -> list[str
     lines = []
     for number, row in enumerate(cells):
         start = "".join(cell.ljust(widths[i] + _GAP) for i, cell in enumerate(row[:-1]))
-        first, *more = textwrap.wrap(row[-1], widths[-1], break_long_words=False) or [""]
+        first, *more = textwrap.wrap(row[-1], widths[-1], break_long_words=False, break_on_hyphens=False) or [""]
         lines += [(start + first).rstrip(), *(" " * left + line for line in more)]
         if number == 0:
             lines.append((" " * _GAP).join("-" * width for width in widths))

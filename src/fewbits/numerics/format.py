@@ -161,8 +161,8 @@ def refuse_other_dtypes(values: Array) -> Array:
         xp = namespace(values)
     except TypeError:
         raise NumericsError(
-            f"expected an array of floating-point numbers, got a {type(values).__name__}; pass a NumPy array or a torch "
-            "tensor",
+            f"expected an array of floating-point numbers, got a {type(values).__name__}; "
+            "pass a NumPy array or a torch tensor",
             slug="array-not-float",
         ) from None
     if not xp.isdtype(values.dtype, "real floating"):

@@ -25,9 +25,6 @@ from fewbits.numerics.format import Format, Int, Seed
 from fewbits.numerics.granularity import PerTensor
 from fewbits.numerics.scheme import Scheme
 
-# What a float32 scale, zero point or minimum takes.
-_FLOAT_BITS = 32
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,14 +127,7 @@ class QTensor:
     @property
     def stored_bits(self) -> int:
         """Bits of all codes, scales, zero points and minimums, without the padding of any file format."""
-        scheme = self.scheme
-        bits = prod(self.shape) * scheme.format.stored_bits
-        if not scheme.scaled:
-            return bits
-        bits += _bits(self.scale, scheme.scale)
-        if scheme.minimum is not None or self.offset is not None:
-            return bits + _bits(self.offset, scheme.minimum)
-        return bits if scheme.symmetric else bits + _bits(self.zero_point, scheme.zero_point or scheme.format)
+        return self.scheme.stored_bits(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
@@ -163,14 +153,6 @@ def _same(left: Array | QTensor | None, right: Array | QTensor | None) -> bool:
     if isinstance(left, QTensor):
         return isinstance(right, QTensor) and left.same(right)
     return not isinstance(right, QTensor) and same_array(left, right)
-
-
-def _bits(stored: Array | QTensor | None, how: Format | Scheme | None) -> int:
-    if isinstance(stored, QTensor):
-        return stored.stored_bits
-    return (
-        prod(stored.shape) * (how.stored_bits if isinstance(how, Format) else _FLOAT_BITS) if stored is not None else 0
-    )
 
 
 def with_arrays(tensors: Sequence[QTensor], work: Callable[[list[Array]], Array], scheme: Scheme) -> QTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 from fewbits._base.errors import NumericsError
@@ -14,6 +15,8 @@ from fewbits.numerics.granularity import Granularity, parse_granularity
 _HEAD = re.compile(r"(?P<format>\w+) (?P<granularity>per-\w+(?:\([^)]*\))?) (?P<symmetry>symmetric|asymmetric)")
 # A scale of a scale of a scale: GGUF and NF4 need two.
 _MAX_DEPTH = 4
+# What a scale takes that is stored as float32.
+_FLOAT_BITS = 32
 
 
 @final
@@ -55,6 +58,23 @@ class Scheme:
             if stored is not None:
                 words += f", {key} {stored.name if isinstance(stored, Format) else f'({stored.name})'}"
         return words if self.scaled else f"{words}, unscaled"
+
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
+        """Returns the bits of a tensor of this shape: codes, scales, zero points or minimums, without any padding."""
+        bits = prod(shape) * self.format.stored_bits
+        if not self.scaled:
+            return bits
+        scales = self.granularity.scale_shape(shape)
+        bits += _bits(self.scale, scales)
+        if self.minimum is not None:
+            return bits + _bits(self.minimum, scales)
+        return bits if self.symmetric else bits + prod(scales) * (self.zero_point or self.format).stored_bits
+
+
+def _bits(how: Format | Scheme | None, shape: tuple[int, ...]) -> int:
+    if isinstance(how, Scheme):
+        return how.stored_bits(shape)
+    return prod(shape) * (_FLOAT_BITS if how is None else how.stored_bits)
 
 
 def parse_scheme(text: str) -> Scheme:
