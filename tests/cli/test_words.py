@@ -78,7 +78,9 @@ def test_no_verb_prints_more_than_a_page_wide(
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert max(map(len, lines)) <= 100, max(lines, key=len)
-    assert not any(re.search(r"\d %|[a-z]_[a-z].*\(|None|nan\b|e[+-]\d\d\b", line) for line in lines), done.out
+    # Names of formats have underscores, and the ends of float formats exponents.
+    machine_words = r"None|nan\b" if args == ("formats",) else r"\d %|[a-z]_[a-z].*\(|None|nan\b|e[+-]\d\d\b"
+    assert not any(re.search(machine_words, line) for line in lines), done.out
 
 
 def test_names_in_a_model_cannot_move_the_cursor(cli: Callable[..., Any], net: Path, tmp_path: Path) -> None:
