@@ -19,7 +19,7 @@ PLACE = re.compile(r"# src/(?P<folder>[\w/]+)/(?P<module>\w+)\.py\n")
 PAGES = sorted((ROOT / "docs").glob("how-to-add-*.md"))
 # What the page's commands must print, beyond ending well.
 PRINTED = {
-    "format": "pot4",
+    "format": "nf3-g64: 3.5 bits per weight",
     "algorithm": "No budget was set",
     "target": "no matrix unit",
     "exporter": "head.weight:codes int8 (10, 64)",
