@@ -245,12 +245,14 @@ def reach(fmt: Format) -> Fraction:
 
 
 def shared_exponent(amax: Fraction, fmt: Format, policy: str) -> int:
-    """Returns e of the scale 2**e of a microscaling block, in [-127, 127]; 0 for a block of zeros.
+    """Returns e of the scale 2**e of a microscaling block; 0 for a block of zeros.
 
     - floor: floor(log2(amax)) - emax, emax the exponent of the largest value of the elements (OCP MX 1.0, 6.3).
     - even: the same of amax rounded to the elements' precision, ties to even.
     - ceil: ceil(log2(amax)) - emax.
     - rceil: the smallest e with amax <= 2**e * (the largest value of the elements).
+
+    Drawn into [-127, 127 - emax]: E8M0 goes to 127, but there the largest elements would not be float32 (our choice).
 
     Source: OCP MX 1.0, 6.3, for floor; the names of the others are torchao's (ScaleCalculationMode).
     """
@@ -272,7 +274,7 @@ def shared_exponent(amax: Fraction, fmt: Format, policy: str) -> int:
                 shared += 1
         case _:
             raise ValueError(f"no such policy: {policy}")
-    return min(max(shared, -_E8M0_BIAS), _E8M0_BIAS)
+    return min(max(shared, -_E8M0_BIAS), _E8M0_BIAS - emax)
 
 
 def _stored_mantissa(fmt: Format) -> int:
