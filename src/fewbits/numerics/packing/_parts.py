@@ -139,18 +139,16 @@ def unsigned_zero_points(layout: str, q: QTensor, *, lowest: int = 0) -> Array:
     if bool(xp.any(bad)):
         flat = to_numpy(xp.reshape(xp.where(bad, zero, xp.full_like(zero, float("nan"))), (-1,)))
         first = flat[~np.isnan(flat)][0]
+        instead = (
+            f"use the symmetric int{fmt.bits}, or gptq's version 2"
+            if lowest
+            else f"quantize with uint{fmt.bits}-g32-asym"
+        )
         raise TargetError(
-            f"{layout} stores zero points as integers from {low} to {high}, and one is {first:g}; "
-            + _other_zero(fmt, int(lowest)),
+            f"{layout} stores zero points as integers from {low} to {high}, and one is {first:g}; {instead}",
             slug="layout-zero-point",
         )
     return xp.astype(zero, xp.int32) + bias_of(fmt)
-
-
-def _other_zero(fmt: Int, lowest: int) -> str:
-    if lowest:
-        return f"use the symmetric int{fmt.bits}, or gptq's version 2"
-    return f"quantize with uint{fmt.bits}-g32-asym"
 
 
 def zero_points_of(unsigned: Array, fmt: Int) -> Array:
@@ -217,3 +215,36 @@ def put_together(codes: Array, scheme: Scheme, scale: Array | QTensor, zero_poin
         scale = xp.reshape(scale, shape)
     zero = like(np.zeros(shape, np.float32), codes) if zero_point is None else xp.reshape(zero_point, shape)
     return QTensor(codes=codes, params=QParams(scheme=scheme, scale=scale, zero_point=zero))
+
+
+def need_divisors(layout: str, scheme: Scheme, shape: tuple[int, int], group: int, multiples: tuple[int, int]) -> None:
+    """Refuses a matrix whose sides are no multiples of what shares a word, or whose rows are not made of whole groups.
+
+    Args:
+      shape: (out, in).
+      group: Elements along the reduction axis that share a scale.
+      multiples: Of (out, in).
+    """
+    for side, size, step in zip(("out", "in"), shape, multiples, strict=True):
+        if size % step:
+            raise no_shape(
+                layout, shape, f"its {side} {size} is no multiple of {step}", f"pad it to {-(-size // step) * step}"
+            )
+    if shape[1] % group:
+        fits = [g for g in (32, 64, 128, 256) if shape[1] % g == 0]
+        sizes = " or ".join(f"{scheme.format.name}-g{g}" for g in fits)
+        raise no_shape(
+            layout,
+            shape,
+            f"groups of {group} do not divide its in {shape[1]}",
+            f"use {sizes or f'{scheme.format.name}-channel'}",
+        )
+
+
+def need_scales(layout: str, scheme: Scheme, known: Sequence[str]) -> None:
+    """Refuses a scheme whose scales are declared in a format that the file has not."""
+    declared = scale_format(scheme).name
+    if declared not in known:
+        raise no_scheme(
+            layout, scheme, f"its scales are {' or '.join(known)}, not {declared}", f"use …-scale-{known[-1]}"
+        )
