@@ -126,7 +126,16 @@ def codes_of(unsigned: Array, fmt: Int) -> Array:
 
 
 def unsigned_zero_points(layout: str, q: QTensor, *, lowest: int = 0) -> Array:
-    """Returns the zero points plus ``bias_of``, int32 of the scales' shape, in [lowest, largest code].
+    """Returns the zero points plus ``bias_of``, int32 of the scales' shape, at least ``lowest``; up to 8 bits.
+
+    Raises: TargetError(slug="layout-zero-point") for fractions, and for what the layout cannot store.
+    """
+    assert isinstance(q.scheme.format, Int)
+    return whole_zero_points(layout, q, lowest=lowest) + bias_of(q.scheme.format)
+
+
+def whole_zero_points(layout: str, q: QTensor, *, lowest: int = 0) -> Array:
+    """Returns the zero points, int32 of the scales' shape, from the smallest code plus ``lowest`` to the largest.
 
     Raises: TargetError(slug="layout-zero-point") for fractions, and for what the layout cannot store.
     """
@@ -148,7 +157,7 @@ def unsigned_zero_points(layout: str, q: QTensor, *, lowest: int = 0) -> Array:
             f"{layout} stores zero points as integers from {low} to {high}, and one is {first:g}; {instead}",
             slug="layout-zero-point",
         )
-    return xp.astype(zero, xp.int32) + bias_of(fmt)
+    return xp.astype(zero, xp.int32)
 
 
 def zero_points_of(unsigned: Array, fmt: Int) -> Array:

@@ -22,9 +22,8 @@ from fewbits.numerics.packing._parts import (
     scale_format,
     stored_values,
     take,
-    unsigned_zero_points,
     values_of,
-    zero_points_of,
+    whole_zero_points,
 )
 from fewbits.numerics.packing.base import Layout
 from fewbits.numerics.qtensor import QTensor
@@ -120,7 +119,7 @@ class Onnx(Layout):
         scale = stored_values(_NAME, q.scale, scale_format(scheme))
         tensors = {"x": _packed(checked_codes(q), scheme.format), "x_scale": laid_out(xp.reshape(scale, shape))}
         if isinstance(scheme.format, Int):
-            zero = unsigned_zero_points(_NAME, q) + scheme.format.min_code
+            zero = whole_zero_points(_NAME, q)
             if _has_zero_point(scheme):
                 tensors["x_zero_point"] = _packed(xp.reshape(zero, shape), scheme.format)
             elif bool(xp.any(zero != 0)):
@@ -134,8 +133,7 @@ class Onnx(Layout):
         scale = values_of(take(_NAME, tensors, "x_scale", DTYPES[scales.name], outer), scales)
         zero = None
         if isinstance(fmt, Int) and _has_zero_point(scheme):
-            codes = _unpacked(tensors, "x_zero_point", fmt, outer)
-            zero = zero_points_of(namespace(codes).astype(codes, namespace(codes).int32) + -fmt.min_code, fmt)
+            zero = fmt.decode(_unpacked(tensors, "x_zero_point", fmt, outer))
         return put_together(_unpacked(tensors, "x", fmt, shape), scheme, scale, zero)
 
 
