@@ -48,9 +48,11 @@ _EXPONENTS = (-40, 126)
 # Measured (benchmarks/bench_gguf.py): more of each lowers the error by less than 1 % at twice the time.
 # Step 1: scale = range / (highest code + t), t = k * sqrt(number of codes) / 20 for these k.
 _WIDTHS = tuple(range(-10, 6))
-# Step 2: d = largest scale / (highest sub-scale + u).
-_REACHES = tuple(k / 4 for k in range(-6, 7))
-_ROUNDS = 3
+# Step 2: d = largest scale / (highest sub-scale + u), u these numbers and these shares of the highest sub-scale. With
+# the shares, values near fp16's denormals, where neighbouring d are far apart, still find a d that suits them.
+_STEPS = tuple(k / 4 for k in range(-6, 7))
+_SHARES = tuple(-k / 16 for k in range(1, 9))
+_ROUNDS = 2
 # Sums of a sub-block whose values have but one code determine no line.
 _SINGULAR = 1e-6
 
@@ -247,8 +249,8 @@ class _Blocks:
         xp = namespace(self.low)
         scale, minimum = self._starts([0.0])[0]
         ones = xp.ones_like(scale)
-        d, scales = self._outer(scale, ones, self.scales, reaches=(0.0,))
-        dmin, minimums = self._outer(minimum, ones, self.minimums, reaches=(0.0,))
+        d, scales = self._outer(scale, ones, self.scales, plain=True)
+        dmin, minimums = self._outer(minimum, ones, self.minimums, plain=True)
         return self._found(d, dmin, scales, minimums)
 
     def rounded(self, line: _Line) -> _Found:
@@ -257,9 +259,9 @@ class _Blocks:
         codes, squares, _ = line.sums
         # How fast the error grows beside the best scale; less fast where the minimum is free to follow it.
         steep = xp.where(line.minimum > 0, xp.clip(squares - codes * codes / self.weight, 0.0, None), squares)
-        d, scales = self._outer(line.scale, steep, self.scales, reaches=_REACHES)
+        d, scales = self._outer(line.scale, steep, self.scales)
         minimum = self._minimum_of(d * scales, codes)
-        dmin, minimums = self._outer(minimum, self.weight, self.minimums, reaches=_REACHES)
+        dmin, minimums = self._outer(minimum, self.weight, self.minimums)
         return self._found(d, dmin, scales, minimums)
 
     def improved(self, found: _Found) -> _Found:
@@ -289,19 +291,18 @@ class _Blocks:
             return xp.zeros_like(scale)
         return xp.clip((scale * codes - self.first) / self.weight, 0.0, None)
 
-    def _outer(
-        self, wanted: Array, steep: Array, fmt: Int | None, *, reaches: tuple[float, ...]
-    ) -> tuple[Array, Array]:
+    def _outer(self, wanted: Array, steep: Array, fmt: Int | None, *, plain: bool = False) -> tuple[Array, Array]:
         """Returns an fp16 scale for each super-block, and codes of fmt under it, for the numbers wanted."""
         xp = namespace(wanted)
         low, high = xp.min(wanted, axis=0, keepdims=True), xp.max(wanted, axis=0, keepdims=True)
         if fmt is None:
             return xp.zeros_like(high), xp.zeros_like(wanted)
         top = _largest(low, high) if fmt.signed else high
-        end, sign = (fmt.min_value, -1.0) if fmt.signed else (fmt.max_value, 1.0)
+        end = fmt.min_value if fmt.signed else fmt.max_value
+        steps = (0.0,) if plain else (*_STEPS, *(share * abs(end) for share in _SHARES))
         best: tuple[Array, Array, Array] | None = None
-        for reach in reaches:
-            scale = self._fp16(top / (end + sign * reach))
+        for step in steps:
+            scale = self._fp16(top / (end - step if fmt.signed else end + step))
             codes = clip_in_place(round_in_place(_quotient(wanted, scale)), fmt.min_value, fmt.max_value)
             miss = scale * codes - wanted
             cost = ordered_sum(steep * miss * miss, (0,))
