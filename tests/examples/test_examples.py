@@ -21,6 +21,10 @@ PROMISED = {
         ("edited.json: 1 node in float", "stem/conv (Conv)", "the same plan gives the same bytes: True"),
         ("plan.json", "edited.json"),
     ),
+    "pack_for_a_runtime": (
+        ("back to the bit: True", "ONNX Runtime sees our weight: True", "[layout-shape]", "5.125 bits a weight"),
+        ("gptq.safetensors",),
+    ),
     "compare_two_models": (("budget 2%: met", "budget 0.1%: undecided", "examples would decide"), ()),
 }
 

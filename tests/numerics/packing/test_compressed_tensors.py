@@ -125,6 +125,12 @@ def test_every_scale_has_an_invertible_neighbour_that_stays_where_it_is():
     assert abs(np.mean(there != every) - (2**0.5 - 1) ** 2) < 1e-3
 
 
+@pytest.mark.parametrize("scheme", ["int4-g32", "mxfp4", "nf4-dq", "q4_k", "q6_k"])
+def test_tensors_of_other_schemes_are_invertible_as_they_are(scheme):
+    q = fewbits.quantize_array(values((24, 256)), scheme)
+    assert invertible(q) is q
+
+
 def test_widths_whose_layout_changed_between_versions_are_refused_by_name():
     for bits, near in ((3, 4), (5, 8), (6, 8), (7, 8)):
         with pytest.raises(TargetError, match=rf"how {bits} bits are packed changed .* use int{near}"):

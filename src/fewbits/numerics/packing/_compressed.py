@@ -47,9 +47,10 @@ def invertible(q: QTensor) -> QTensor:
     """Returns an NVFP4 tensor whose tensor scale s is the reciprocal of a float32, as compressed-tensors stores it.
 
     s becomes 1 / (1 / s), both in float32: at most one place away, and its own result from then on. Codes stay.
+    Tensors of other schemes are returned as they are.
     """
     inner = q.scale
-    if not isinstance(inner, QTensor) or isinstance(inner.scale, QTensor):
+    if not isinstance(inner, QTensor) or not _two_levels(q.scheme.scale):
         return q
     params = inner.params
     moved = QParams(scheme=params.scheme, scale=_reciprocal(_reciprocal(inner.scale)), zero_point=params.zero_point)
@@ -249,6 +250,11 @@ class PackedFloats(Form):
         local = as_patterns(take(name, tensors, "weight_scale", DTYPES["ue4m3"], scales))
         divisor = take(name, tensors, "weight_global_scale", "float32", (1,))
         return put_together(codes, scheme, put_together(local, scheme.scale, _reciprocal(divisor)))
+
+
+def _two_levels(scale: Format | Scheme | None) -> bool:
+    """Returns whether scales are stored as those of NVFP4: ue4m3 under one float32 scale of the tensor."""
+    return scale == Scheme(format=FORMATS["ue4m3"], granularity=PerTensor(), symmetric=True)
 
 
 def _need_exponents(name: str, scheme: Scheme, instead: str) -> None:
