@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from fewbits._base.errors import TargetError, UsageError
 from fewbits.algorithms.kernel_limits import accumulator_scale, pair_scale, scale_for_bias
 from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.algorithms.rounders import ROUNDERS
+from fewbits.algorithms.transforms.bias_correction import BiasCorrection
 from fewbits.calibration.histogram import histogram_of
 from fewbits.calibration.statistics import Merger, Statistics
 from fewbits.datasets.checks import check_values
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
 
 Progress = Callable[[str, int, int], None]
+# By bias site.
+Corrections = Mapping[str, BiasCorrection]
+NO_CORRECTIONS: Corrections = {}
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -234,11 +238,23 @@ def _activation(decision: Decision, statistics: Statistics) -> QParams:
 
 
 def stream(
-    model: OnnxModel, plan: Plan, target: Target, statistics: Statistics
+    model: OnnxModel,
+    plan: Plan,
+    target: Target,
+    statistics: Statistics,
+    *,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> Iterator[tuple[Site, QTensor | QParams]]:
     """Yields every quantized site with its value, in the plan's order, activations first.
 
     A weight or bias comes as QTensor, an activation as QParams. Weights are read one at a time.
+
+    Args:
+      model: The model.
+      plan: The plan.
+      target: The rules.
+      statistics: Of the activation sites.
+      corrections: What is folded into biases before they are quantized, by site.
     """
     params = activation_params(plan, statistics)
     view = model.view
@@ -261,8 +277,24 @@ def stream(
             weight = rule.weight_input(op)
             assert weight is not None and decision.scheme is not None
             scale = scales[weight] * params[rule.activation_inputs(op)[0]].scale
-            bias = model.weight(decision.site)
+            bias = _corrected(model.weight(decision.site), corrections.get(decision.site))
             yield _site(decision, view), _bias(decision, bias, np.broadcast_to(scale, bias.shape))
+
+
+def rebiased(
+    values: Iterable[tuple[Site, QTensor | QParams]], model: OnnxModel, plan: Plan, corrections: Corrections
+) -> Iterator[tuple[Site, QTensor | QParams]]:
+    """Yields what ``stream`` gave, with the biases corrected anew."""
+    decisions = plan.by_site()
+    for site, value in values:
+        if site.name in corrections and isinstance(value, QTensor):
+            bias = _corrected(model.weight(site.name), corrections[site.name])
+            value = _bias(decisions[site.name], bias, as_array(value.scale))
+        yield site, value
+
+
+def _corrected(bias: np.ndarray, correction: BiasCorrection | None) -> np.ndarray:
+    return bias if correction is None else np.asarray(correction.fold(bias, bias, axis=0)[1])
 
 
 def _site(decision: Decision, view: GraphView) -> Site:

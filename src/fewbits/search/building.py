@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -12,12 +12,12 @@ import numpy as np
 from fewbits.calibration.histogram import Histogram
 from fewbits.calibration.statistics import Statistics
 from fewbits.export import EXPORTERS
-from fewbits.flow import check_plan, stream
+from fewbits.flow import NO_CORRECTIONS, Corrections, check_plan, stream
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.planning.plan import Plan
-from fewbits.planning.site import Role
+from fewbits.planning.site import Role, Site
 from fewbits.targets.base import Target
 
 
@@ -65,6 +65,7 @@ def build(
     *,
     metadata: Mapping[str, str] | None = None,
     data_file: Path | None = None,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> Candidate:
     """Returns the file that a plan means: the same plan and statistics give the same bytes.
 
@@ -75,18 +76,33 @@ def build(
       statistics: Of the activation sites.
       metadata: Key-value pairs for the file.
       data_file: Where large tensors go as they come; None for one file.
+      corrections: Of biases, where the plan asks for them.
     Raises: what ``check_plan`` raises for a plan that the target cannot run.
     """
     integer = check_plan(model, target, plan)
     sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {}, data_file=data_file)
     facts = {}
-    for site, value in stream(model, plan, target, statistics):
+    for site, value in stream(model, plan, target, statistics, corrections=corrections):
         sink.write(site, value)
         if isinstance(value, QParams):
             facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)
         else:
             facts[site.name] = _constant_facts(value, model.slabs(site.name))
     return Candidate(plan=plan, data=sink.close(), integer=integer, sites=facts)
+
+
+def written(
+    model: OnnxModel,
+    plan: Plan,
+    target: Target,
+    integer: tuple[str, ...],
+    values: Iterable[tuple[Site, QTensor | QParams]],
+) -> bytes:
+    """Returns the file of values that the flow gave, without facts about them."""
+    sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata={})
+    for site, value in values:
+        sink.write(site, value)
+    return sink.close()
 
 
 def _decibels(signal: float, noise: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -14,7 +15,7 @@ from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence import smallest_certifiable_budget
 from fewbits.evidence.verdict import decide
-from fewbits.flow import observe
+from fewbits.flow import NO_CORRECTIONS, Corrections, observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
@@ -26,6 +27,7 @@ from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
+from fewbits.search.correcting import STEP, Corrector, with_correction
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.handing_over import (
@@ -53,6 +55,8 @@ _AS_SMALL = 1.1
 _FREE = 0.97
 # Seconds after which it is plain whether a candidate is slower than float.
 _QUICK_SECONDS = 1.0
+# Examples on which a forced scheme is compared with and without corrected biases.
+_CLOSENESS_EXAMPLES = 128
 
 
 def run(request: Request) -> Finished:
@@ -88,6 +92,7 @@ class _Job:
         self._options = Options(threads=prepared.request.threads)
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
+        self._made: tuple[Prepared, Corrector] | None = None
 
     def run(self) -> Finished:
         """Returns the finished run."""
@@ -165,9 +170,11 @@ class _Job:
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
         self._prepared, self._statistics = repaired.prepared, repaired.statistics
         if not request.searches:
-            return repaired.plan, (), repaired.repairs
+            with self._clock.stage("correction"):
+                return self._corrected(repaired.plan), (), repaired.repairs
         with self._clock.stage("search"):
-            candidate, trail, notes = _choose(self._prepared, repaired, self._options, self._one_example())
+            found = _choose(self._prepared, repaired, self._options, self._one_example(), self._corrector().of)
+            candidate, trail, notes = found
         self._notes += notes
         return candidate.plan, trail, repaired.repairs
 
@@ -186,6 +193,48 @@ class _Job:
                 progress=self._request.progress,
             )
 
+    def _corrector(self) -> Corrector:
+        """Returns what corrects biases of the model as it is now."""
+        prepared, parts = self._prepared, self._prepared.parts
+        if self._made is None or self._made[0] is not prepared:
+            empty = np.zeros(0, np.int64)
+            made = Corrector(
+                prepared.model,
+                prepared.target,
+                self._statistics,
+                None if parts is None else parts.data,
+                empty if parts is None else parts.calibration,
+                progress=self._request.progress,
+            )
+            self._made = prepared, made
+        return self._made[1]
+
+    def _corrected(self, plan: Plan) -> Plan:
+        """Returns the plan with its biases corrected, where that brings the calibration examples closer to float."""
+        prepared, parts = self._prepared, self._prepared.parts
+        asking = with_correction(plan)
+        corrections = self._corrector().of(asking)
+        if not corrections:
+            return plan
+        assert parts is not None, "corrections come from examples"
+        with Reference(
+            prepared.model,
+            parts.data,
+            parts.calibration[:_CLOSENESS_EXAMPLES],
+            metric=prepared.selection_metric,
+            output=prepared.output,
+            options=self._options,
+        ) as reference:
+            before, after = (
+                reference.compare(
+                    build(prepared.model, tried, prepared.target, self._statistics, corrections=used).data,
+                    self._request.progress,
+                    stage="biases corrected",
+                ).quality.gauge
+                for tried, used in ((plan, NO_CORRECTIONS), (asking, corrections))
+            )
+        return asking if after < before else plan
+
     def _data_file(self) -> Path | None:
         """Returns where large tensors go; None for a model whose weights are all inside."""
         if self._prepared.model.folder is None:
@@ -202,6 +251,7 @@ class _Job:
             self._statistics,
             metadata=metadata,
             data_file=data_file,
+            corrections=self._corrector().of(plan),
         )
 
     def _no_integers(self, candidate: Candidate) -> str | None:
@@ -350,7 +400,7 @@ def _renewed(prepared: Prepared, plan: Plan) -> Plan:
         split=base.split,
         hashes=base.hashes,
         versions=base.versions,
-        transforms=prepared.model.steps,
+        transforms=(*prepared.model.steps, *(step for step in plan.transforms if step.name == STEP)),
     )
 
 
@@ -366,7 +416,11 @@ def _all_float(plan: Plan, reason: str) -> Plan:
 
 
 def _choose(
-    prepared: Prepared, repaired: Repaired, options: Options, feeds: dict[str, np.ndarray]
+    prepared: Prepared,
+    repaired: Repaired,
+    options: Options,
+    feeds: dict[str, np.ndarray],
+    corrections: Callable[[Plan], Corrections],
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
     """Returns the best candidate of the search, the trail to it, and notes for the reader."""
     request, model, parts = prepared.request, prepared.model, prepared.parts
@@ -399,6 +453,7 @@ def _choose(
             pays=lambda candidate: _pays(prepared, candidate, options, feeds),
             refuted=lambda outcome: _is_refuted(prepared, outcome),
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
+            corrections=corrections,
             slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()

@@ -1,7 +1,8 @@
 """The budget loop, first version: ranges by evidence, then the most harmful nodes back to float.
 
 1. Every range rule that the effort allows is tried with all integers; the one whose outputs stay closest to float on
-   the selection data is kept. (Size and speed are the same, so closeness decides.)
+   the selection data is kept. (Size and speed are the same, so closeness decides.) Then biases are corrected, and stay
+   so where that is closer still.
 2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
    much that helps, those put off that cost speed; then they go back one after the other until the forecast says "met".
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
@@ -23,10 +24,12 @@ from fewbits._base.catalog import nearest
 from fewbits._base.errors import UsageError
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence.paired import PairedBound
+from fewbits.flow import NO_CORRECTIONS, Corrections
 from fewbits.measurement.outcome import Outcome, Progress, Reference
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Plan
 from fewbits.search.building import Candidate, build
+from fewbits.search.correcting import asks_for_correction, with_correction
 from fewbits.search.draft import draft_plan
 from fewbits.targets.base import Target
 
@@ -55,6 +58,8 @@ def check_effort(name: str) -> None:
 _GIVEN_BACK = "back to float: among what cost the most closeness on the selection data"
 # The part of another candidate's distance to float below which one is closer beyond doubt.
 _CLEARLY = 0.8
+# The same for a step that is right by its derivation, on the very same examples.
+_CLOSER = 0.95
 # Distance to float above which one node is looked for that makes it, in nats per example: where 1 answer of 100 may
 # change by a KL of 0.01 (Pinsker's inequality: total variation up to sqrt(KL / 2) = 7 %).
 _SUSPECT_KL = 0.01
@@ -132,6 +137,7 @@ class Task:
       effort: Key of EFFORTS.
       deadline: Clock time by which the loop ends with the best so far; None for no limit.
       progress: Told of each step.
+      corrections: Corrections of biases for a plan that asks for them; none where there are no examples for it.
       hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
         with all integers only gets slower. None where nothing speaks against it.
     """
@@ -152,6 +158,7 @@ class Task:
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
     pays: Callable[[Candidate], bool] = lambda candidate: True
+    corrections: Callable[[Plan], Corrections] = lambda plan: NO_CORRECTIONS
 
 
 @final
@@ -162,10 +169,11 @@ class BudgetLoop:
         self._task = task
         self._trail: list[Trial] = []
         self._stopped: str | None = None
+        self._corrections: Corrections = NO_CORRECTIONS
 
     def run(self) -> SearchResult:
         """Returns the best candidate."""
-        candidate, outcome = self._choose_ranges()
+        candidate, outcome = self._corrected(*self._choose_ranges())
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
         hopeless = self._task.hopeless(candidate)
@@ -197,7 +205,9 @@ class BudgetLoop:
 
     def _build(self, plan: Plan) -> Candidate:
         task = self._task
-        return build(task.model, plan, task.target, task.statistics)
+        # A mix of float and integers is tried with the corrections of all integers: they change little, and cost much.
+        corrections = self._corrections if asks_for_correction(plan) else NO_CORRECTIONS
+        return build(task.model, plan, task.target, task.statistics, corrections=corrections)
 
     def _measure(self, candidate: Candidate, stage: str, *, limit: int | None = None) -> Outcome:
         return self._task.reference.compare(candidate.data, self._task.progress, stage=stage, limit=limit)
@@ -239,6 +249,21 @@ class BudgetLoop:
                 best = candidate, outcome
         assert best is not None
         return best
+
+    def _corrected(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
+        """Returns the candidate with its biases corrected, where that brings it closer to float."""
+        if self._late():
+            return candidate, outcome
+        plan = with_correction(candidate.plan)
+        self._corrections = self._task.corrections(plan)
+        if not self._corrections:
+            return candidate, outcome
+        other = self._build(plan)
+        closer = self._measure(other, "biases corrected")
+        kept = closer.quality.gauge < _CLOSER * outcome.quality.gauge
+        reason = "closer to float" if kept else "not closer to float than without"
+        self._note(f"{len(self._corrections)} biases corrected", closer, other, kept=kept, reason=reason)
+        return (other, closer) if kept else (candidate, outcome)
 
     def _insured(self, candidate: Candidate, outcome: Outcome) -> Candidate:
         """Returns the candidate without the node that alone makes most of its distance to float, if that costs no time.
@@ -299,6 +324,8 @@ class BudgetLoop:
             keep_float=(*self._task.keep_float, *nodes),
             base=plan,
         )
+        if asks_for_correction(plan):
+            fresh = with_correction(fresh)
         decisions = tuple(
             d if d.is_float or d.role.value not in ("activation", "weight") else replace(d, range_rule=rules[d.role])
             for d in fresh.decisions

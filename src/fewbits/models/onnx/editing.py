@@ -9,6 +9,16 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
 
+def exposing(data: bytes, names: Iterable[str]) -> bytes:
+    """Returns a model file with inner tensors as outputs besides its own."""
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
 def is_standard(node: ir.Node) -> bool:
     """Returns whether an operator is of the standard domain."""
     return node.domain in ("", "ai.onnx")

@@ -1,0 +1,111 @@
+"""Sequential bias correction: the mean error of each layer's output is gone, and the plan replays to the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import fewbits
+from fewbits.algorithms.transforms.bias_correction import ALGORITHM
+from fewbits.models.onnx.editing import exposing
+from fewbits.planning.plan import plan_from_json
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
+from fewbits.search.correcting import STEP
+
+
+def network(seed: int = 0) -> bytes:
+    """Three depthwise Convs with biases: few products a channel, so that rounding errors do not cancel."""
+    rng = np.random.default_rng(seed)
+    nodes, inits, source = [], [], "x"
+    for i in range(3):
+        weight = (rng.standard_normal((8, 1, 3, 3)) * np.exp(rng.standard_normal((8, 1, 1, 1)))).astype(np.float32)
+        bias = rng.standard_normal(8).astype(np.float32)
+        inits += [numpy_helper.from_array(weight, f"w{i}"), numpy_helper.from_array(bias, f"b{i}")]
+        nodes.append(helper.make_node("Conv", [source, f"w{i}", f"b{i}"], [f"c{i}"], f"conv{i}", group=8, pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], f"relu{i}"))
+        source = f"r{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [source], ["pooled"], "pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["y"], "flatten"))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        inits,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def examples() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    # Skewed, so that rounding has a mean error.
+    return (rng.gamma(1.0, 1.0, (240, 8, 8, 8)) * rng.gamma(1.0, 1.0, (1, 8, 1, 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, examples):
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    path.write_bytes(network())
+    return path, fewbits.quantize(path, data={"x": examples}, scheme="w8a8", allow_slower=True)
+
+
+def mean_outputs(model: bytes, names: list[str], examples: np.ndarray) -> dict[str, np.ndarray]:
+    outputs = RUNTIMES["ort"].open(exposing(model, names), Options()).run({"x": examples})
+    return {name: outputs[name].mean(axis=(0, 2, 3), dtype=np.float64) for name in names}
+
+
+def test_the_plan_says_that_biases_are_corrected(done):
+    _, result = done
+    assert STEP in [step.name for step in result.plan.transforms]
+    assert plan_from_json(result.plan.to_json()) == result.plan
+
+
+def test_mean_outputs_are_those_of_the_float_model_where_they_were_not(done, examples):
+    path, result = done
+    parts = result.run.prepared.parts
+    seen = examples[parts.calibration]
+    names = ["c0", "c1", "c2"]
+    wanted = mean_outputs(path.read_bytes(), names, seen)
+    plan = result.plan
+    plain = fewbits.quantize(path, data={"x": examples}, plan=plan_without(plan), allow_slower=True)
+    for name in names:
+        before = np.abs(mean_outputs(plain.model_bytes, names, seen)[name] - wanted[name]).max()
+        after = np.abs(mean_outputs(result.model_bytes, names, seen)[name] - wanted[name]).max()
+        # What is left is the rounding of the int32 bias, and float32 sums.
+        step = bias_scales(result.model_bytes, name).max()
+        assert after <= step + 1e-5 * np.abs(wanted[name]).max(), name
+        assert before > 2 * after, name
+
+
+def plan_without(plan):
+    return replace(plan, transforms=tuple(step for step in plan.transforms if step.name != STEP))
+
+
+def bias_scales(model: bytes, output: str) -> np.ndarray:
+    graph = onnx.load_from_string(model).graph
+    conv = next(node for node in graph.node if output in node.output)
+    dequantize = next(node for node in graph.node if conv.input[2] in node.output)
+    return next(numpy_helper.to_array(i) for i in graph.initializer if i.name == dequantize.input[1])
+
+
+def test_a_replay_gives_the_same_bytes(done, examples):
+    path, result = done
+    again = fewbits.quantize(path, data={"x": examples}, plan=result.plan, allow_slower=True)
+    assert again.model_bytes == result.model_bytes
+    assert again.plan.transforms == result.plan.transforms
+
+
+def test_the_transform_takes_the_excess_off():
+    transform = ALGORITHM(excess=np.array([0.5, -1.0]))
+    weight = np.ones((2, 3), np.float32)
+    same, bias = transform.fold(weight, np.array([1.0, 2.0], np.float32), axis=0)
+    assert same is weight
+    assert bias.dtype == np.float32
+    assert bias.tolist() == [0.5, 3.0]
+    assert transform.fold(weight, None, axis=0)[1].tolist() == [-0.5, 1.0]
