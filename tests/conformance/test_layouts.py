@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import fewbits
+from fewbits._base.arrays import Array
 from fewbits._base.errors import FewbitsError, NumericsError, TargetError
 from fewbits.numerics.packing import LAYOUTS
 from fewbits.numerics.packing.base import Layout
@@ -172,6 +174,24 @@ def test_unpack_refuses_the_schemes_that_pack_refuses(name):
                 layout.unpack({}, q.scheme, q.shape)
 
 
+@each
+def test_array_api_strict_packs_the_same_bytes(name):
+    import array_api_strict as strict
+
+    seen = set()
+    for scheme, q, ours in packed(name):
+        if (q.scheme.format, q.scheme.scale) in seen or q.shape == (1, 1):
+            continue
+        seen.add((q.scheme.format, q.scheme.scale))
+        turned = turned_to(strict.asarray, q)
+        theirs = EVERY[name].pack(turned)
+        # Small floats, which the library does not know, are bit patterns.
+        assert {key: np.asarray(tensor).tobytes() for key, tensor in theirs.items()} == {
+            key: tensor.tobytes() for key, tensor in ours.items()
+        }, scheme
+        assert EVERY[name].unpack(theirs, q.scheme, q.shape).same(turned)
+
+
 @pytest.mark.torch
 @each
 def test_torch_packs_the_same_bytes(name):
@@ -182,7 +202,7 @@ def test_torch_packs_the_same_bytes(name):
         if kind in seen or q.shape == (1, 1):
             continue
         seen.add(kind)
-        turned = to_torch(torch, q)
+        turned = turned_to(torch.from_numpy, q)
         theirs = EVERY[name].pack(turned)
         assert list(ours) == list(theirs)
         for key, tensor in theirs.items():
@@ -193,11 +213,13 @@ def test_torch_packs_the_same_bytes(name):
         assert EVERY[name].unpack(theirs, q.scheme, q.shape).same(turned)
 
 
-def to_torch(torch, q: QTensor) -> QTensor:
+def turned_to(library: Callable[[np.ndarray], Array], q: QTensor) -> QTensor:
+    """Returns the tensor with arrays of another library."""
+
     def of(array):
         if isinstance(array, QTensor):
-            return to_torch(torch, array)
-        return None if array is None else torch.from_numpy(np.array(array))
+            return turned_to(library, array)
+        return None if array is None else library(np.array(array))
 
     params = QParams(scheme=q.scheme, scale=of(q.scale), zero_point=of(q.zero_point), offset=of(q.offset))
     return QTensor(codes=of(q.codes), params=params)

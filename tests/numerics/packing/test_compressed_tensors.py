@@ -163,6 +163,45 @@ def test_a_stored_shape_that_is_another_is_refused():
         LAYOUT.unpack(packed, q.scheme, q.shape)
 
 
+@pytest.mark.parametrize(("layout", "scheme"), [(LAYOUT, "uint4-channel"), (INT, "uint8-channel")])
+def test_zero_points_are_not_left_aside_when_a_file_is_read_as_symmetric(layout, scheme):
+    asymmetric, symmetric = tensor(f"{scheme}-asym"), tensor(scheme)
+    with pytest.raises(NumericsError, match="packed-symmetry"):
+        layout.unpack(layout.pack(asymmetric), symmetric.scheme, symmetric.shape)
+    # Zero points that say nothing are taken: those of the middle.
+    q = QTensor(
+        codes=symmetric.codes,
+        params=QParams(scheme=asymmetric.scheme, scale=symmetric.scale, zero_point=symmetric.zero_point),
+    )
+    assert layout.unpack(layout.pack(q), symmetric.scheme, symmetric.shape).same(symmetric)
+
+
+def test_a_file_in_act_order_is_refused():
+    q = tensor("int4-g32")
+    order = np.arange(96, dtype=np.int32) // 32
+    packed = LAYOUT.pack(q)
+    assert LAYOUT.unpack({**packed, "weight_g_idx": order}, q.scheme, q.shape).same(q)
+    with pytest.raises(NumericsError, match="act-order"):
+        LAYOUT.unpack({**packed, "weight_g_idx": order[::-1].copy()}, q.scheme, q.shape)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "bad"),
+    [
+        ("int4-g32", "weight_scale", np.float32("nan")),
+        ("mxfp4", "weight_scale", np.uint8(255)),
+        ("nvfp4", "weight_scale", ml_dtypes.float8_e4m3fn(-1.0)),
+        ("nvfp4", "weight_global_scale", np.float32(0)),
+    ],
+)
+def test_scales_that_are_no_numbers_are_refused(scheme, name, bad):
+    q = tensor(scheme)
+    packed = LAYOUT.pack(q)
+    packed[name] = np.full_like(packed[name], bad)
+    with pytest.raises(NumericsError, match="scale-not-finite"):
+        LAYOUT.unpack(packed, q.scheme, q.shape)
+
+
 # From here on: the package itself.
 
 

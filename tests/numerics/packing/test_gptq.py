@@ -90,7 +90,7 @@ def test_the_largest_zero_point_is_held_by_both():
         assert layout.unpack(layout.pack(q), q.scheme, q.shape).same(q)
 
 
-@pytest.mark.parametrize("zero", [0.5, -1.0, 16.0])
+@pytest.mark.parametrize("zero", [0.5, -1.0, 16.0, float("nan")])
 def test_zero_points_between_and_beyond_the_codes_are_refused(zero):
     q = with_zero(tensor("uint4-g32-asym-scale-fp16"), zero)
     for layout in (V1, V2):

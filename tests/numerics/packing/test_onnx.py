@@ -171,6 +171,19 @@ def test_the_two_levels_of_nvfp4_are_two_tensors_packed_one_by_one():
     assert LAYOUT.unpack(packed, inner.scheme, inner.shape).same(inner)
 
 
+def test_zero_points_are_not_left_aside_when_a_file_is_read_as_symmetric():
+    q = tensor("int4-g32")
+    asymmetric = Scheme(format=q.scheme.format, granularity=q.scheme.granularity, symmetric=False)
+    for zero, refused in ((1.0, True), (0.0, False)):
+        params = QParams(scheme=asymmetric, scale=q.scale, zero_point=np.full_like(q.zero_point, zero))
+        packed = LAYOUT.pack(QTensor(codes=q.codes, params=params))
+        if refused:
+            with pytest.raises(NumericsError, match="packed-symmetry"):
+                LAYOUT.unpack(packed, q.scheme, q.shape)
+        else:
+            assert LAYOUT.unpack(packed, q.scheme, q.shape).same(q)
+
+
 def test_int32_biases_are_held_without_a_zero_point():
     fmt = Int(bits=32, signed=True)
     codes = np.array([fmt.min_code, -1, 0, fmt.max_code], np.int32)

@@ -22,9 +22,12 @@ from fewbits.numerics.packing._parts import (
     group_size,
     need_integers,
     need_matrix,
+    need_plain_order,
     need_scales,
+    no_numbers,
     no_scheme,
     no_shape,
+    other_symmetry,
     put_together,
     scale_format,
     stored_values,
@@ -38,6 +41,7 @@ from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.numerics.scheme import Scheme
 
 _WORD = 32
+_ZERO = "weight_zero_point"
 _SCALES = ("fp32", "bf16", "fp16")
 # Widths whose packed layout is not the same in every version of compressed-tensors (before and since PR 732).
 _MOVED_WIDTHS = (3, 5, 6, 7)
@@ -113,7 +117,7 @@ class PackedIntegers(Form):
         zero = _zero_points(name, q)
         if zero is not None:
             packed = pack_bits(xp.matrix_transpose(zero), fmt.bits, word=_WORD)
-            tensors["weight_zero_point"] = laid_out(xp.matrix_transpose(packed))
+            tensors[_ZERO] = laid_out(xp.matrix_transpose(packed))
         return tensors
 
     def unpack(self, name: str, tensors: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
@@ -122,16 +126,21 @@ class PackedIntegers(Form):
         rows, columns = shape
         packed = take(name, tensors, "weight_packed", "int32", (rows, packed_length(columns, fmt.bits, word=_WORD)))
         _refuse_other_shape(name, tensors, shape)
+        if "weight_g_idx" in tensors:
+            group = group_size(name, scheme, (rows, columns))
+            need_plain_order(name, tensors, "weight_g_idx", columns, group)
         scales = scheme.granularity.scale_shape(shape)
         stored = scale_format(scheme)
         scale = values_of(take(name, tensors, "weight_scale", DTYPES[stored.name], scales), stored)
         codes = codes_of(unpack_bits(packed, fmt.bits, columns), fmt)
-        if scheme.symmetric:
+        if scheme.symmetric and _ZERO not in tensors:
             return put_together(codes, scheme, scale, _middle(scale, fmt))
         xp = namespace(packed)
         high = packed_length(rows, fmt.bits, word=_WORD)
-        zero = take(name, tensors, "weight_zero_point", "int32", (high, scales[1]))
+        zero = take(name, tensors, _ZERO, "int32", (high, scales[1]))
         turned = unpack_bits(laid_out(xp.matrix_transpose(zero)), fmt.bits, rows)
+        if scheme.symmetric and bool(xp.any(turned != 1 << (fmt.bits - 1))):
+            raise other_symmetry(name, _ZERO)
         return put_together(codes, scheme, scale, zero_points_of(laid_out(xp.matrix_transpose(turned)), fmt))
 
 
@@ -175,7 +184,7 @@ class PlainCodes(Form):
             return {"weight": as_floats(laid_out(checked_codes(q)), DTYPES[self.codes.name]), **tensors}
         zero = _zero_points(name, q)
         if zero is not None:
-            tensors["weight_zero_point"] = laid_out(xp.reshape(codes_of(zero, self.codes), shape))
+            tensors[_ZERO] = laid_out(xp.reshape(codes_of(zero, self.codes), shape))
         return {"weight": codes_of(laid_out(unsigned_codes(q)), self.codes), **tensors}
 
     def unpack(self, name: str, tensors: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> QTensor:
@@ -186,9 +195,11 @@ class PlainCodes(Form):
         if not isinstance(fmt, Int) or not isinstance(self.codes, Int):
             return put_together(as_patterns(weight), scheme, scale)
         codes = codes_of(_raised(weight), fmt)
-        if scheme.symmetric:
+        if scheme.symmetric and _ZERO not in tensors:
             return put_together(codes, scheme, scale, _middle(scale, fmt))
-        zero = _raised(take(name, tensors, "weight_zero_point", "int8", scales))
+        zero = _raised(take(name, tensors, _ZERO, "int8", scales))
+        if scheme.symmetric and bool(namespace(zero).any(zero != 128)):
+            raise other_symmetry(name, _ZERO)
         return put_together(codes, scheme, scale, zero_points_of(zero, fmt))
 
 
@@ -249,6 +260,8 @@ class PackedFloats(Form):
         assert isinstance(scheme.scale, Scheme), "refused by check"
         local = as_patterns(take(name, tensors, "weight_scale", DTYPES["ue4m3"], scales))
         divisor = take(name, tensors, "weight_global_scale", "float32", (1,))
+        if bool(namespace(divisor).any(divisor == 0)):
+            raise no_numbers(1, 1)
         return put_together(codes, scheme, put_together(local, scheme.scale, _reciprocal(divisor)))
 
 

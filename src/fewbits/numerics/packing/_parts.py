@@ -9,12 +9,12 @@ import numpy as np
 
 from fewbits._base.arrays import Array, like, namespace, to_numpy
 from fewbits._base.errors import NumericsError, TargetError
-from fewbits._base.packing import as_floats, as_patterns, dtype_name
+from fewbits._base.packing import as_floats, as_patterns, dtype_name, whole_numbers
 from fewbits.numerics.codebook import Codebook
 from fewbits.numerics.format import Format, Int
 from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.granularity import PerChannel, PerGroup, PerToken
-from fewbits.numerics.qtensor import QParams, QTensor
+from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.numerics.scheme import Scheme
 
 # How array libraries call the types of formats in which files store numbers.
@@ -92,7 +92,9 @@ def checked_codes(q: QTensor) -> Array:
     """Returns the codes, or refuses integers that the format does not have (they would wrap when packed)."""
     fmt = q.scheme.format
     xp = namespace(q.codes)
-    low, high = (fmt.min_code, fmt.max_code) if isinstance(fmt, Int) else (0, (1 << _code_bits(fmt)) - 1)
+    low, high = (fmt.min_code, fmt.max_code) if isinstance(fmt, Int) else (0, int(fmt.codes().max()))
+    if high - low + 1 == 1 << (8 * np.dtype(fmt.code_dtype).itemsize):
+        return q.codes  # the dtype has no other
     found = xp.astype(q.codes, xp.int32)
     least, most = int(xp.min(found)), int(xp.max(found))
     if least < low or most > high:
@@ -101,10 +103,6 @@ def checked_codes(q: QTensor) -> Array:
             slug="codes-range",
         )
     return q.codes
-
-
-def _code_bits(fmt: Format) -> int:
-    return int(fmt.codes().max()).bit_length()
 
 
 def bias_of(fmt: Int) -> int:
@@ -146,8 +144,7 @@ def whole_zero_points(layout: str, q: QTensor, *, lowest: int = 0) -> Array:
     low, high = lowest - bias_of(fmt), fmt.max_code
     bad = (zero != xp.round(zero)) | (zero < low) | (zero > high)
     if bool(xp.any(bad)):
-        flat = to_numpy(xp.reshape(xp.where(bad, zero, xp.full_like(zero, float("nan"))), (-1,)))
-        first = flat[~np.isnan(flat)][0]
+        first = to_numpy(zero)[to_numpy(bad)][0]
         instead = (
             f"use the symmetric int{fmt.bits}, or gptq's version 2"
             if lowest
@@ -211,15 +208,51 @@ def take(layout: str, tensors: Mapping[str, Array], name: str, dtype: str, shape
     return found
 
 
+def need_plain_order(layout: str, tensors: Mapping[str, Array], name: str, columns: int, group: int) -> None:
+    """Refuses a file whose columns were sorted before they were put into groups.
+
+    Raises: NumericsError(slug="act-order").
+    """
+    found = take(layout, tensors, name, "int32", (columns,))
+    if bool(namespace(found).any(found != whole_numbers(columns, like_array=found) // group)):
+        raise NumericsError(
+            f"{layout}: {name!r} is not k // {group}, the file was quantized with desc_act; its groups do not lie side "
+            "by side: quantize it with desc_act off",
+            slug="act-order",
+        )
+
+
 def scale_format(scheme: Scheme, default: str = "fp32") -> Format:
     """Returns the format in which a scheme's plain scales are stored."""
     return scheme.scale if isinstance(scheme.scale, Format) else FORMATS[default]
 
 
+def other_symmetry(layout: str, name: str) -> NumericsError:
+    """Returns the refusal of a file whose zero points are not those of the symmetric scheme that it is read with."""
+    return NumericsError(
+        f"{layout}: tensor {name!r} holds zero points, and the scheme is symmetric; read it with the asymmetric one",
+        slug="packed-symmetry",
+    )
+
+
+def no_numbers(count: int, total: int) -> NumericsError:
+    """Returns the refusal of a file with scales under which no weight can be read."""
+    return NumericsError(
+        f"{count} of {total} stored scales are NaN or infinite; the file is damaged, or was written for another scheme",
+        slug="scale-not-finite",
+    )
+
+
 def put_together(codes: Array, scheme: Scheme, scale: Array | QTensor, zero_point: Array | None = None) -> QTensor:
-    """Returns the quantized tensor of these parts; scales and zero points are brought into the scheme's shape."""
+    """Returns the quantized tensor of these parts; scales and zero points are brought into the scheme's shape.
+
+    Raises: NumericsError(slug="scale-not-finite") for scales that are NaN or infinite.
+    """
     shape = scheme.granularity.scale_shape(tuple(codes.shape))
     xp = namespace(codes)
+    read = as_array(scale)
+    if not bool(xp.all(xp.isfinite(read))):
+        raise no_numbers(int(xp.sum(xp.astype(~xp.isfinite(read), xp.int64))), prod(read.shape))
     if not isinstance(scale, QTensor):
         scale = xp.reshape(scale, shape)
     zero = like(np.zeros(shape, np.float32), codes) if zero_point is None else xp.reshape(zero_point, shape)

@@ -8,7 +8,7 @@ from math import gcd
 from typing import final
 
 from fewbits._base.arrays import Array, namespace
-from fewbits._base.errors import NumericsError, TargetError
+from fewbits._base.errors import TargetError
 from fewbits._base.packing import laid_out, pack_bits, packed_length, unpack_bits, whole_numbers
 from fewbits.numerics.format import Int
 from fewbits.numerics.formats import FORMATS
@@ -18,6 +18,7 @@ from fewbits.numerics.packing._parts import (
     need_divisors,
     need_integers,
     need_matrix,
+    need_plain_order,
     need_scales,
     put_together,
     stored_values,
@@ -97,7 +98,8 @@ class Gptq(Layout):
         width = packed_length(rows, fmt.bits, word=_WORD)
         zeros = take(self.name, tensors, "qzeros", "int32", (groups, width))
         scale = take(self.name, tensors, "scales", "float16", (groups, rows))
-        self._need_plain_order(tensors, columns, group)
+        if "g_idx" in tensors:
+            need_plain_order(self.name, tensors, "g_idx", columns, group)
         xp = namespace(packed)
         zero = xp.astype(unpack_bits(zeros, fmt.bits, rows), xp.int32) + self._less
         if bool(xp.any(zero >= 1 << fmt.bits)):
@@ -118,17 +120,6 @@ class Gptq(Layout):
     def _less(self) -> int:
         """What is taken off a zero point in the file."""
         return 1 if self.version == 1 else 0
-
-    def _need_plain_order(self, tensors: Mapping[str, Array], columns: int, group: int) -> None:
-        if "g_idx" not in tensors:
-            return
-        found = take(self.name, tensors, "g_idx", "int32", (columns,))
-        if bool(namespace(found).any(found != whole_numbers(columns, like_array=found) // group)):
-            raise NumericsError(
-                f"{self.name}: 'g_idx' is not k // {group}, the file was quantized with desc_act; its groups do not "
-                "lie side by side: quantize it with desc_act off",
-                slug="act-order",
-            )
 
 
 LAYOUT: Layout = Gptq(version=1)

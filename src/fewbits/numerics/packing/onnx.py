@@ -18,6 +18,7 @@ from fewbits.numerics.packing._parts import (
     checked_codes,
     no_scheme,
     no_shape,
+    other_symmetry,
     put_together,
     scale_format,
     stored_values,
@@ -30,6 +31,7 @@ from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.scheme import Scheme
 
 _NAME = "onnx"
+_ZERO = "x_zero_point"
 # Formats of codes: the name in TensorProto.DataType, and the opset from which DequantizeLinear reads it, in blocks.
 _CODES = {
     "int2": ("INT2", 25),
@@ -121,7 +123,7 @@ class Onnx(Layout):
         if isinstance(scheme.format, Int):
             zero = whole_zero_points(_NAME, q)
             if _has_zero_point(scheme):
-                tensors["x_zero_point"] = _packed(xp.reshape(zero, shape), scheme.format)
+                tensors[_ZERO] = _packed(xp.reshape(zero, shape), scheme.format)
             elif bool(xp.any(zero != 0)):
                 raise no_scheme(_NAME, scheme, "it is symmetric, and a zero point is not 0", "quantize the tensor anew")
         return tensors
@@ -132,8 +134,10 @@ class Onnx(Layout):
         outer = _scale_shape(scheme, shape)
         scale = values_of(take(_NAME, tensors, "x_scale", DTYPES[scales.name], outer), scales)
         zero = None
-        if isinstance(fmt, Int) and _has_zero_point(scheme):
-            zero = fmt.decode(_unpacked(tensors, "x_zero_point", fmt, outer))
+        if isinstance(fmt, Int) and (_has_zero_point(scheme) or _ZERO in tensors):
+            zero = fmt.decode(_unpacked(tensors, _ZERO, fmt, outer))
+            if not _has_zero_point(scheme) and bool(namespace(zero).any(zero != 0)):
+                raise other_symmetry(_NAME, _ZERO)
         return put_together(_unpacked(tensors, "x", fmt, shape), scheme, scale, zero)
 
 
