@@ -46,6 +46,7 @@ class ArrayScheme:
       name: The shorthand, e.g. ``int4-g128``.
       scheme: How it is stored, written for the reduction axis -1: groups and tokens lie along it, channels across it.
       rule: How its scales are chosen, or scales and codes together.
+      scale_rule: How the scales of scales are chosen, where the scheme quantizes scales again.
       divides: Whether the reduction axis must be a multiple of this many elements (a block that its file format cannot
         cut short); 1 where a short last group is fine.
       source: The document that defines it.
@@ -54,6 +55,7 @@ class ArrayScheme:
     name: str
     scheme: Scheme
     rule: ScaleRule | Solver = FULL_RANGE
+    scale_rule: ScaleRule = FULL_RANGE
     divides: int = 1
     source: str = ""
 

@@ -234,6 +234,8 @@ class _Grid:
             # Clip before adding the zero point, so that a quotient of 1e38 cannot swallow it.
             reach = float(fmt.max_code - fmt.min_code)
             values = clip_in_place(values, -reach, reach) + self.zero[place]
+        if fmt.bits > 24:  # float32 has not the largest code: rounded up, it would wrap
+            values = xp.astype(values, xp.float64)
         return xp.astype(clip_in_place(values, fmt.min_value, fmt.max_value), getattr(xp, fmt.code_dtype))
 
 

@@ -50,7 +50,7 @@ def quantize_array(
             )
         return _solved(values, array_scheme.rule, stored, axis)
     # Choosing scales has looked at every value; where there are none to choose, encoding looks.
-    params = choose_params(values, stored, array_scheme.rule)
+    params = choose_params(values, stored, array_scheme.rule, array_scheme.scale_rule)
     return encode_all(values, params, seed=seed, check=not stored.scaled)
 
 
@@ -86,13 +86,16 @@ def _checked(values: Array) -> Array:
     return values
 
 
-def choose_params(values: Array, scheme: Scheme, rule: ScaleRule = FULL_RANGE) -> QParams:
+def choose_params(
+    values: Array, scheme: Scheme, rule: ScaleRule = FULL_RANGE, scale_rule: ScaleRule = FULL_RANGE
+) -> QParams:
     """Returns the scales of an array, as they are stored.
 
     Args:
       values: Floating point, finite, at least one element.
       scheme: Written for this array: its axes exist.
       rule: How scales are chosen.
+      scale_rule: How the scales of scales are, where the scheme quantizes scales again.
     Raises: NumericsError(slug="nonfinite-values") with count and first index.
     """
     shape = tuple(values.shape)
@@ -105,18 +108,20 @@ def choose_params(values: Array, scheme: Scheme, rule: ScaleRule = FULL_RANGE) -
     offset = chosen.offset
     return QParams(
         scheme=scheme,
-        scale=_stored(xp.reshape(chosen.scale, scales), scheme.scale, positive=True),
+        scale=_stored(xp.reshape(chosen.scale, scales), scheme.scale, positive=True, rule=scale_rule),
         zero_point=_stored(xp.reshape(chosen.zero_point, scales), scheme.zero_point, positive=False),
         offset=None if offset is None else _stored(xp.reshape(offset, scales), scheme.minimum, positive=False),
     )
 
 
-def _stored(array: Array, how: Format | Scheme | None, *, positive: bool) -> Array | QTensor:
+def _stored(
+    array: Array, how: Format | Scheme | None, *, positive: bool, rule: ScaleRule = FULL_RANGE
+) -> Array | QTensor:
     """Returns scales, zero points or minimums as they can be stored; a scale never as 0 or infinity."""
     if how is None:
         return array
     if isinstance(how, Scheme):
-        return encode_all(array, choose_params(array, how), seed=None, check=False)
+        return encode_all(array, choose_params(array, how, rule), seed=None, check=False)
     stored = how.decode(how.encode(array))
     if not positive:
         return stored

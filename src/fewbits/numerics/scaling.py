@@ -84,7 +84,7 @@ def choose_affine(low: Array, high: Array, fmt: Int) -> tuple[Array, Array]:
     wide = xp.clip((high - low) / steps, MIN_SCALE, None)
     scale = xp.astype(xp.where(high == low, xp.ones_like(wide), wide), xp.float32)
     zero = xp.round(fmt.min_code - low / xp.astype(scale, xp.float64))
-    return xp.asarray(scale), xp.asarray(xp.astype(xp.clip(zero, fmt.min_value, fmt.max_value), xp.float32))
+    return xp.asarray(scale), xp.asarray(xp.astype(xp.clip(zero, fmt.min_value, fmt.max_value), xp.float32) + 0.0)
 
 
 def affine_from_amax(amax: Array, fmt: Int) -> tuple[Array, Array]:
@@ -183,6 +183,22 @@ class FullRange(ScaleRule):
             return Chosen(scale=chosen.scale, zero_point=zero)
         scale, zero = choose_affine(seen.low, seen.high, fmt)
         return Chosen(scale=scale, zero_point=zero)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Invertible(ScaleRule):
+    """The full range, its scale moved to the nearest 1/x of a float32 x: for readers that store a divisor (NVFP4)."""
+
+    @property
+    def name(self) -> str:
+        return "full range, invertible"
+
+    def choose(self, seen: Seen, scheme: Scheme) -> Chosen:
+        chosen = FullRange().choose(seen, scheme)
+        xp = namespace(chosen.scale)
+        one = xp.ones_like(chosen.scale)
+        return Chosen(scale=one / (one / chosen.scale), zero_point=chosen.zero_point)
 
 
 def _quotient(offset: Array, scale: Array) -> Array:

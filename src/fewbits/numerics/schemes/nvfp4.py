@@ -5,6 +5,7 @@ from __future__ import annotations
 from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.granularity import PerGroup, PerTensor
 from fewbits.numerics.named import ArrayScheme, NamedScheme
+from fewbits.numerics.scaling import Invertible
 from fewbits.numerics.scheme import Scheme
 
 _ARRAY = ArrayScheme(
@@ -15,6 +16,7 @@ _ARRAY = ArrayScheme(
         symmetric=True,
         scale=Scheme(format=FORMATS["ue4m3"], granularity=PerTensor(), symmetric=True),
     ),
+    scale_rule=Invertible(),
     source="NVIDIA, Pretraining LLMs with NVFP4 (arXiv 2509.25149), 2",
 )
 
