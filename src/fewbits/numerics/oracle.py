@@ -252,7 +252,8 @@ def shared_exponent(amax: Fraction, fmt: Format, policy: str) -> int:
     - ceil: ceil(log2(amax)) - emax.
     - rceil: the smallest e with amax <= 2**e * (the largest value of the elements).
 
-    Drawn into [-127, 127 - emax]: E8M0 goes to 127, but there the largest elements would not be float32 (our choice).
+    Drawn into [-127, 127 - the exponent of the largest magnitude]: above that, elements would not be float32, though
+    E8M0 goes to 127 (our choice; -2 of MXINT8 is a larger magnitude than the largest value).
 
     Source: OCP MX 1.0, 6.3, for floor; the names of the others are torchao's (ScaleCalculationMode).
     """
@@ -274,7 +275,7 @@ def shared_exponent(amax: Fraction, fmt: Format, policy: str) -> int:
                 shared += 1
         case _:
             raise ValueError(f"no such policy: {policy}")
-    return min(max(shared, -_E8M0_BIAS), _E8M0_BIAS - emax)
+    return min(max(shared, -_E8M0_BIAS), _E8M0_BIAS - floor_log2(max(map(abs, listed(fmt)[0]))))
 
 
 def _stored_mantissa(fmt: Format) -> int:
@@ -289,13 +290,16 @@ def _stored_mantissa(fmt: Format) -> int:
 def two_level_scales(amaxes: Sequence[float], fmt: Format, stored: Format) -> tuple[list[int], Fraction]:
     """Returns the codes of the blocks' scales and the scale of the tensor: NVFP4, on a list of blocks.
 
-    The scale that a block wants is amax / reach(fmt), 1 for a block of zeros; the tensor's maps the largest of these
-    onto reach(stored); each division is rounded to float32. A block's scale is then value_of(code) * tensor's, float32.
+    The scale that a block wants is amax / reach(fmt); the tensor's maps the largest of these onto reach(stored); each
+    division is rounded to float32. A block's scale is then value_of(code) * tensor's, float32. A block of zeros wants
+    none, and has no say: it takes the smallest of the others', or 1 where there are none.
 
     Source: NVIDIA, Pretraining LLMs with NVFP4 (arXiv 2509.25149), 2.
     """
-    wanted = [to_float32(Fraction(amax) / reach(fmt)) if amax else Fraction(1) for amax in amaxes]
-    tensor = to_float32(max(wanted) / reach(stored))
+    known = [to_float32(Fraction(amax) / reach(fmt)) for amax in amaxes if amax]
+    wanted = [to_float32(Fraction(amax) / reach(fmt)) if amax else min(known, default=Fraction(1)) for amax in amaxes]
+    # Some readers store the reciprocal (compressed-tensors): the scale is one that a reciprocal gives.
+    tensor = to_float32(1 / to_float32(1 / to_float32(max(wanted) / reach(stored))))
     return [encode(float(to_float32(scale / tensor)), stored) for scale in wanted], tensor
 
 
