@@ -12,5 +12,11 @@ class Rounder(ABC):
     """Chooses the codes of a weight under given scales."""
 
     @abstractmethod
-    def choose(self, values: Array, params: QParams) -> QTensor:
-        """Returns the quantized weight; values is float32 in the tensor's shape."""
+    def choose(self, values: Array, params: QParams, second_moment: Array | None = None) -> QTensor:
+        """Returns the quantized weight.
+
+        Args:
+          values: float32 in the tensor's shape; with a second moment [rows, K], inputs multiplied along K.
+          params: Scales, which stay.
+          second_moment: X^T X [K, K] of the layer's inputs X, where known; a rounder may leave it unused.
+        """

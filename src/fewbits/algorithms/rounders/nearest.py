@@ -13,7 +13,7 @@ from fewbits.numerics.qtensor import QParams, QTensor, quantize
 class Nearest(Rounder):
     """Round half to even, saturating."""
 
-    def choose(self, values: Array, params: QParams) -> QTensor:
+    def choose(self, values: Array, params: QParams, second_moment: Array | None = None) -> QTensor:
         return quantize(values, params)
 
 
