@@ -97,7 +97,7 @@ def test_the_output_error_is_the_sum_that_the_theorem_says():
     error = values.astype(np.float64) - QTensor(codes=gptq_codes(values, passed, params), params=params).dequantize()
     step = params.scheme.granularity.expand(params.scale, values.shape)
     mixed = error[:, passed.order] @ passed.upper
-    # float32 holds the value that is rounded to 2**-24 of it, at most 128 steps: 2**-17 of a step, and its quotient too.
+    # float32 holds what is rounded to 2**-24 of it, at most 128 steps: 2**-17 of a step; and so its quotient.
     assert np.all(np.abs(mixed) <= step[:, passed.order] * (0.5 + 2.0**-15))
 
 
