@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fewbits
+from fewbits._base.arrays import same_array
 from fewbits.algorithms.ranges import RANGE_RULES
 from fewbits.algorithms.transforms.fold_batchnorm import BatchNorm
 from fewbits.numerics.format import Int
 from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.scaling import choose_affine, choose_scale
+from fewbits.numerics.schemes import SCHEMES as CATALOG
 
 torch = pytest.importorskip("torch", reason="torch is an extra: make test TORCH=1")
 pytestmark = pytest.mark.torch
@@ -80,3 +83,68 @@ def test_fold_batchnorm_is_the_same_bits() -> None:
 
     for ours, theirs in zip(fold(lambda a: a), fold(torch.from_numpy), strict=True):
         assert np.asarray(ours).tobytes() == theirs.numpy().tobytes()
+
+
+# --- every format and scheme --------------------------------------------------------------------------------------
+
+SHORTHANDS = (
+    "int8", "uint8-asym", "uint16-asym", "int5-channel", "uint3-token-asym", "int4-g7", "uint2-g16-asym", "int4-f50",
+    "uint4-b3x5-asym", "int4-g32-scale-fp16", "int4-g16-scale-ue4m3", "fp8_e5m2-channel", "fp6_e3m2-g32",
+    "fp4_e2m1-f24", "nf4-f64-scale-bf16", "binary", "ternary-g10", "fp16-channel",
+)  # fmt: skip
+WIDTHS = ("float16", "bfloat16", "float32", "float64")
+
+
+def in_both(array: np.ndarray, dtype: str) -> tuple[np.ndarray, torch.Tensor]:
+    """Returns float32 values in another width, in NumPy (bfloat16 as ml_dtypes' type) and in torch."""
+    theirs = torch.from_numpy(array).to(getattr(torch, dtype))
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    return theirs.to(torch.float32).numpy().astype(kind), theirs
+
+
+def same_on_torch(array: np.ndarray, scheme: str, *, dtype: str, axis: int = -1, seed: int | None = None) -> None:
+    mine, other = in_both(array, dtype)
+    ours = fewbits.quantize_array(mine, scheme, axis=axis, seed=seed)
+    theirs = fewbits.quantize_array(other, scheme, axis=axis, seed=seed)
+    assert isinstance(theirs.codes, torch.Tensor)
+    assert ours.same(theirs)
+    assert same_array(ours.dequantize(), theirs.dequantize())
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("scheme", [*CATALOG, *SHORTHANDS])
+def test_every_scheme_gives_the_same_codes_scales_and_values(scheme: str, dtype: str) -> None:
+    divides = CATALOG.of_array(scheme).divides
+    rows = values((11, 70 if divides == 1 else -(-70 // divides) * divides))
+    same_on_torch(rows, scheme, dtype=dtype)
+    same_on_torch(np.ascontiguousarray(rows.T), scheme, dtype=dtype, axis=0)
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "uint8-asym", "nvfp4", "nf4-dq", "mxfp8", "ternary"])
+def test_random_rounding_gives_the_same_codes(scheme: str) -> None:
+    same_on_torch(values((11, 70)), scheme, dtype="float32", seed=11)
+
+
+def test_a_view_of_a_tensor_and_one_with_a_gradient_are_quantized_as_their_values() -> None:
+    array = values((64, 96))
+    for scheme in ("int4-g32", "nvfp4", "fp8-block", "q4_0"):
+        expected = fewbits.quantize_array(np.ascontiguousarray(array.T), scheme)
+        across = torch.from_numpy(array).T.requires_grad_()
+        assert fewbits.quantize_array(across, scheme).same(expected)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_every_format_gives_the_same_codes_and_values(name: str) -> None:
+    fmt = FORMATS[name]
+    patterns = np.random.default_rng(1).integers(0, 1 << 32, 4000, dtype=np.uint32).view(np.float32)
+    known = patterns if fmt.nan_code is not None else patterns[~np.isnan(patterns)]
+    grid = fmt.grid[:: max(1, len(fmt.grid) // 500)] if fmt.stored_bits <= 16 else np.arange(9, dtype=np.float32)
+    ends = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-45], np.float32)
+    inputs = np.concatenate([known, grid, grid[:-1] / 2 + grid[1:] / 2, ends])
+    codes = np.asarray(fmt.encode(inputs))
+    assert same_array(codes, fmt.encode(torch.from_numpy(inputs)))
+    assert same_array(fmt.decode(codes), fmt.decode(torch.from_numpy(codes)))
+    if fmt.stored_bits <= 16:
+        assert same_array(fmt.encode(inputs, seed=3), fmt.encode(torch.from_numpy(inputs), seed=3))
+        every = np.array(fmt.codes())
+        assert same_array(fmt.decode(every), fmt.decode(torch.from_numpy(every)))
