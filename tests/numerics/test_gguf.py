@@ -68,10 +68,17 @@ def solved(name: str, rows) -> QTensor:
     return solver_of(name).solve(rows, lined_up(SCHEMES[name].weight.scheme))
 
 
-def squared_error(name: str, rows: np.ndarray) -> np.ndarray:
-    """Returns the squared error of each super-block."""
-    miss = fewbits.quantize_array(rows, name).dequantize().astype(np.float64) - rows
-    return (miss**2).reshape(-1, 256).sum(axis=1)
+def weights_of(name: str, rows: np.ndarray) -> np.ndarray:
+    """Returns what the search weighs squared errors by: |value| + its mean over the sub-block, float64."""
+    groups = np.abs(rows.astype(np.float64)).reshape(-1, SCHEMES[name].weight.scheme.granularity.size)
+    return (groups + groups.mean(axis=1, keepdims=True)).reshape(rows.shape)
+
+
+def weighted_error(name: str, rows: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+    """Returns the weighted squared error of each super-block."""
+    values = fewbits.quantize_array(rows, name).dequantize() if values is None else values
+    miss = values.astype(np.float64) - rows
+    return (weights_of(name, rows) * miss**2).reshape(-1, 256).sum(axis=1)
 
 
 @each
@@ -84,7 +91,10 @@ def test_a_weight_takes_as_many_bits_as_in_the_file(name):
 
 def test_more_bits_give_less_error():
     rows = np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32)
-    errors = [squared_error(name, rows).sum() for name in ("q6_k", "q5_k", "q4_k", "q3_k", "q2_k")]
+    errors = [
+        np.square(fewbits.quantize_array(rows, name).dequantize() - rows).sum()
+        for name in ("q6_k", "q5_k", "q4_k", "q3_k", "q2_k")
+    ]
     # One bit less is about four times the error; twice is far from any chance.
     assert all(2 * less < more for less, more in pairwise(errors))
 
@@ -135,18 +145,18 @@ def test_a_search_is_never_worse_than_rounding_alone(name, seed, kind, power):
         "few values": lambda: rng.integers(-2, 3, (4, 256)),
     }[kind]()
     rows = (rows * 2.0**power).astype(np.float32)
-    plain = ((plainly(name, rows) - rows) ** 2).reshape(-1, 256).sum(axis=1)
+    plain = weighted_error(name, rows, plainly(name, rows))
     # The search keeps the better of both by sums in float32: 256 terms, each good to a few 2**-24 of values that err by
     # half a step of up to 2**6: 2**-24 * 2**7 * a few. Where both are exact but for that, an absolute part remains.
-    room = 1e-4 * plain + 1e-12 * (rows.astype(np.float64) ** 2).reshape(-1, 256).sum(axis=1)
-    assert np.all(squared_error(name, rows) <= plain + room)
+    room = 1e-4 * plain + 1e-12 * (weights_of(name, rows) * rows.astype(np.float64) ** 2).reshape(-1, 256).sum(axis=1)
+    assert np.all(weighted_error(name, rows) <= plain + room)
 
 
 @each_super
 def test_a_search_beats_rounding_alone_clearly_on_normal_values(name):
     rows = np.random.default_rng(2).standard_normal((16, 512)).astype(np.float32)
     # Theory of what is lost to extremes: a sub-block's widest value sets the step of all. Measured 0.70 to 0.87.
-    assert squared_error(name, rows).sum() < 0.95 * ((plainly(name, rows) - rows) ** 2).sum()
+    assert weighted_error(name, rows).sum() < 0.95 * weighted_error(name, rows, plainly(name, rows)).sum()
 
 
 @pytest.mark.parametrize("name", ["q3_k", "q6_k"])
@@ -163,7 +173,9 @@ def test_a_search_comes_near_the_best_that_real_scales_could_give(name):
             fitted = (x * codes).sum(axis=1, keepdims=True) / np.maximum((codes**2).sum(axis=1, keepdims=True), 1)
             best = np.minimum(best, ((x - codes * fitted) ** 2).sum(axis=1))
     # Sub-scales of 6 and 8 bits miss a scale by up to 1/64 and 1/256 of the largest.
-    assert best.sum() <= squared_error(name, rows).sum() <= 1.2 * best.sum()
+    search = SuperBlockSearch(weighting=Weighting.EQUAL)
+    values = search.solve(rows, lined_up(SCHEMES[name].weight.scheme)).dequantize()
+    assert best.sum() <= ((values.astype(np.float64) - rows) ** 2).sum() <= 1.2 * best.sum()
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q5_k", "q6_k"])
@@ -171,7 +183,7 @@ def test_small_values_find_a_scale_that_fp16_has(name):
     # Around 1e-4, d = largest scale / largest sub-scale is a denormal of a few 2**-24, and rounding it costs several
     # per cent of every value. A larger d under smaller sub-scales costs less. Measured: 0.01 to 0.6 of the error.
     rows = (np.random.default_rng(7).standard_normal((16, 512)) * 1e-4).astype(np.float32)
-    assert squared_error(name, rows).sum() < 0.8 * ((plainly(name, rows) - rows) ** 2).sum()
+    assert weighted_error(name, rows).sum() < 0.8 * weighted_error(name, rows, plainly(name, rows)).sum()
 
 
 @each_super
@@ -192,13 +204,10 @@ def test_no_other_code_lies_nearer_under_the_stored_scales(name):
 def test_a_weighted_search_lowers_the_error_that_it_weighs():
     rows = np.random.default_rng(5).standard_t(4, (16, 512)).astype(np.float32)
     scheme = lined_up(SCHEMES["q4_k"].weight.scheme)
-    groups = rows.astype(np.float64).reshape(-1, 32)
-    weights = np.abs(groups) + np.sqrt((groups**2).mean(axis=1, keepdims=True))
     weighed = {}
     for weighting in Weighting:
-        q = SuperBlockSearch(weighting=weighting).solve(rows, scheme)
-        miss = (q.dequantize().astype(np.float64) - rows).reshape(-1, 32)
-        weighed[weighting] = (miss**2).sum(), (weights * miss**2).sum()
+        values = SuperBlockSearch(weighting=weighting).solve(rows, scheme).dequantize()
+        weighed[weighting] = np.square(values - rows).sum(), weighted_error("q4_k", rows, values).sum()
     assert weighed[Weighting.EQUAL][0] < weighed[Weighting.MAGNITUDE][0]
     assert weighed[Weighting.MAGNITUDE][1] < weighed[Weighting.EQUAL][1]
 
