@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from fewbits._base.errors import TargetError, UsageError
+from fewbits.algorithms.block_weights import check_block_rule, needs_inputs, quantize_blocks
 from fewbits.algorithms.kernel_limits import accumulator_scale, pair_scale, scale_for_bias
 from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.algorithms.rounders import ROUNDERS
@@ -20,23 +22,48 @@ from fewbits.datasets.checks import check_values
 from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
-from fewbits.numerics.granularity import PerChannel, PerTensor
+from fewbits.numerics.granularity import PerChannel, PerGroup, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, as_array, quantize
 from fewbits.numerics.scaling import affine_from_amax, choose_affine
+from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
-from fewbits.targets import candidate, integer_nodes, storable, stored_rule
-from fewbits.targets.base import OpRule, Target
+from fewbits.targets import block_fault, candidate, integer_nodes, storable, stored_rule
+from fewbits.targets.base import OpRule, StoredRule, Target
 
 if TYPE_CHECKING:
     from fewbits.datasets.base import Batch, Dataset
 
 Progress = Callable[[str, int, int], None]
-# By bias site.
-Corrections = Mapping[str, BiasCorrection]
-NO_CORRECTIONS: Corrections = {}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learned:
+    """What was learned of a plan's layers from examples.
+
+    Args:
+      corrections: What is folded into biases before they are quantized, by site.
+      weights: Codes that were chosen by the inputs of their layers, by site.
+    """
+
+    corrections: Mapping[str, BiasCorrection] = field(default_factory=dict)
+    weights: Mapping[str, QTensor] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.corrections or self.weights)
+
+
+NOTHING_LEARNED = Learned()
+# X^T X of the inputs that a weight is multiplied with, by its site; None where unknown.
+Moments = Callable[[str], "np.ndarray | None"]
+
+
+def no_moments(site: str) -> np.ndarray | None:
+    """Knows nothing of any layer's inputs."""
+    return None
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -138,12 +165,41 @@ def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
             slug="plan-illegal",
         )
     scheme, axis = decision.scheme, rule.axis(op)
+    if isinstance(scheme.granularity, PerGroup):
+        _check_blocks(decision, scheme, rule, op, target, view)
+        return
     if scheme.format != target.variant.weight or not scheme.symmetric or scheme.granularity != PerChannel(axis):
         raise TargetError(
             f"{target.full_name} stores {decision.site!r} as {target.variant.weight.name}, per-channel({axis}), "
             f"symmetric, not {scheme.name}; write that or 'float'",
             slug="format-not-legal",
         )
+
+
+def _check_blocks(
+    decision: Decision, scheme: Scheme, rule: StoredRule, op: OpView, target: Target, view: GraphView
+) -> None:
+    """Raises unless the operator can hold its weight in these blocks."""
+    fmt, blocks = scheme.format, scheme.granularity
+    assert isinstance(blocks, PerGroup)
+    if not isinstance(fmt, Int) or scheme != Scheme(format=fmt, granularity=blocks, symmetric=scheme.symmetric):
+        fault: str | None = "its codes are integers, its scales float32"
+    elif fmt.signed != scheme.symmetric:
+        fault = "symmetric codes are signed, asymmetric ones unsigned"
+    elif blocks.size not in target.block_sizes:
+        fault = f"blocks have {', '.join(map(str, target.block_sizes))} elements"
+    else:
+        fault = block_fault(decision.site, op, fmt, view, target)
+        if fault is None and rule.blocks is not None and blocks.axis != rule.blocks.axis(op):
+            fault = f"its blocks lie along axis {rule.blocks.axis(op)}"
+    if fault is not None:
+        channel = Scheme(format=target.variant.weight, granularity=PerChannel(rule.axis(op)), symmetric=True)
+        raise TargetError(
+            f"{target.full_name} cannot hold {decision.site!r} as {scheme.name}: {fault}; write {channel.name!r} or "
+            "'float'",
+            slug="format-not-legal",
+        )
+    check_block_rule(decision.range_rule or "minmax", decision.rounder or "nearest")
 
 
 # --- observing ----------------------------------------------------------------------------------------------------
@@ -243,7 +299,8 @@ def stream(
     target: Target,
     statistics: Statistics,
     *,
-    corrections: Corrections = NO_CORRECTIONS,
+    learned: Learned = NOTHING_LEARNED,
+    moments: Moments = no_moments,
 ) -> Iterator[tuple[Site, QTensor | QParams]]:
     """Yields every quantized site with its value, in the plan's order, activations first.
 
@@ -254,7 +311,8 @@ def stream(
       plan: The plan.
       target: The rules.
       statistics: Of the activation sites.
-      corrections: What is folded into biases before they are quantized, by site.
+      learned: What examples say of biases and codes, where the plan asks for it.
+      moments: Of the inputs of weights whose codes go by them.
     """
     params = activation_params(plan, statistics)
     view = model.view
@@ -266,9 +324,9 @@ def stream(
         if decision.role is Role.CONSTANT:
             yield _site(decision, view), _constant(decision, model.weight(decision.site))
         elif decision.stored:
-            yield _site(decision, view), _stored(decision, model)
+            yield _site(decision, view), _stored(decision, model, moments)
         elif decision.role is Role.WEIGHT:
-            tensor = _weight(decision, model, target, params)
+            tensor = learned.weights.get(decision.site) or _weight(decision, model, target, params)
             scales[decision.site] = np.asarray(tensor.scale).reshape(-1)
             yield _site(decision, view), tensor
         elif decision.role is Role.BIAS:
@@ -277,12 +335,15 @@ def stream(
             weight = rule.weight_input(op)
             assert weight is not None and decision.scheme is not None
             scale = scales[weight] * params[rule.activation_inputs(op)[0]].scale
-            bias = _corrected(model.weight(decision.site), corrections.get(decision.site))
+            bias = _corrected(model.weight(decision.site), learned.corrections.get(decision.site))
             yield _site(decision, view), _bias(decision, bias, np.broadcast_to(scale, bias.shape))
 
 
 def rebiased(
-    values: Iterable[tuple[Site, QTensor | QParams]], model: OnnxModel, plan: Plan, corrections: Corrections
+    values: Iterable[tuple[Site, QTensor | QParams]],
+    model: OnnxModel,
+    plan: Plan,
+    corrections: Mapping[str, BiasCorrection],
 ) -> Iterator[tuple[Site, QTensor | QParams]]:
     """Yields what ``stream`` gave, with the biases corrected anew."""
     decisions = plan.by_site()
@@ -331,12 +392,29 @@ def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
     return QTensor(codes=codes, params=QParams(scheme=decision.scheme, scale=scale, zero_point=np.zeros_like(scale)))
 
 
-def _stored(decision: Decision, model: OnnxModel) -> QTensor:
-    """Returns the codes of a weight that is dequantized before use; slab by slab where it lies in a file.
+def _in_blocks(decision: Decision, scheme: Scheme, model: OnnxModel, moments: Moments) -> QTensor:
+    """Returns the codes of a weight in blocks; it is whole in memory while it is quantized."""
+    rule, rounder = decision.range_rule or "minmax", decision.rounder or "nearest"
+    moment = None
+    if needs_inputs(rule, rounder):
+        moment = moments(decision.site)
+        if moment is None:
+            raise UsageError(
+                f"the plan rounds {decision.site!r} by the layer's inputs ({rule}, {rounder}), of which nothing is known; "
+                "give --data DATA, or write 'mse' and 'nearest'",
+                slug="data-missing",
+            )
+    return quantize_blocks(model.weight(decision.site), scheme, rule=rule, rounder=rounder, second_moment=moment)
+
+
+def _stored(decision: Decision, model: OnnxModel, moments: Moments) -> QTensor:
+    """Returns the codes of a weight that is stored in them; slab by slab where it lies in a file.
 
     Scales are those of the whole range in both cases, so that the codes do not depend on where the weight lies.
     """
     assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
+    if isinstance(decision.scheme.granularity, PerGroup):
+        return _in_blocks(decision, decision.scheme, model, moments)
     scheme, fmt = decision.scheme, decision.scheme.format
     shape = tuple(d or 0 for d in model.view.tensors[decision.site].shape or ())
     axis = getattr(scheme.granularity, "axis", 0)

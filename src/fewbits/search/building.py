@@ -12,9 +12,10 @@ import numpy as np
 from fewbits.calibration.histogram import Histogram
 from fewbits.calibration.statistics import Statistics
 from fewbits.export import EXPORTERS
-from fewbits.flow import NO_CORRECTIONS, Corrections, check_plan, stream
+from fewbits.flow import NOTHING_LEARNED, Learned, Moments, check_plan, no_moments, stream
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role, Site
@@ -65,7 +66,8 @@ def build(
     *,
     metadata: Mapping[str, str] | None = None,
     data_file: Path | None = None,
-    corrections: Corrections = NO_CORRECTIONS,
+    learned: Learned = NOTHING_LEARNED,
+    moments: Moments = no_moments,
 ) -> Candidate:
     """Returns the file that a plan means: the same plan and statistics give the same bytes.
 
@@ -76,13 +78,14 @@ def build(
       statistics: Of the activation sites.
       metadata: Key-value pairs for the file.
       data_file: Where large tensors go as they come; None for one file.
-      corrections: Of biases, where the plan asks for them.
+      learned: What examples say of biases and codes, where the plan asks for it.
+      moments: Of the inputs of weights whose codes go by them.
     Raises: what ``check_plan`` raises for a plan that the target cannot run.
     """
     integer = check_plan(model, target, plan)
     sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {}, data_file=data_file)
     facts = {}
-    for site, value in stream(model, plan, target, statistics, corrections=corrections):
+    for site, value in stream(model, plan, target, statistics, learned=learned, moments=moments):
         sink.write(site, value)
         if isinstance(value, QParams):
             facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)
@@ -113,17 +116,21 @@ def _constant_facts(value: QTensor, original: Iterator[np.ndarray]) -> SiteFacts
     """Returns the facts of a fixed tensor, whose values come in slabs along the first axis."""
     signal = noise = 0.0
     start = 0
+    # Blocks that lie across rows are not cut between them.
+    granularity = value.scheme.granularity
+    across = np.asarray(value.dequantize()) if isinstance(granularity, PerGroup) and granularity.axis == 0 else None
     for slab in original:
         rows = slice(start, start + len(slab)) if slab.ndim else ...
-        part = _rows_of(value, rows)
+        back = np.asarray(_rows_of(value, rows).dequantize()) if across is None else across[rows]
         signal += float((slab.astype(np.float64) ** 2).sum())
-        noise += float(((np.asarray(part.dequantize(), dtype=np.float64) - slab) ** 2).sum())
+        noise += float(((back.astype(np.float64) - slab) ** 2).sum())
         start += len(slab) if slab.ndim else 0
     groups = int(np.prod(value.scale.shape))
+    codes = int(np.prod(value.shape)) * value.scheme.format.stored_bits
     return SiteFacts(
         bits_per_weight=value.bits_per_weight,
         sqnr_db=_decibels(signal, noise),
-        scale_bytes=groups * 5,
+        scale_bytes=(value.stored_bits - codes + 7) // 8 if isinstance(granularity, PerGroup) else groups * 5,
         elements=int(np.prod(value.shape)),
     )
 

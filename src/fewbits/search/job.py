@@ -15,7 +15,7 @@ from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence import smallest_certifiable_budget
 from fewbits.evidence.verdict import decide
-from fewbits.flow import NO_CORRECTIONS, Corrections, observe
+from fewbits.flow import NOTHING_LEARNED, Learned, observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
@@ -27,7 +27,6 @@ from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import Candidate, activation_sites, build
-from fewbits.search.correcting import STEP, Corrector, with_correction
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.handing_over import (
@@ -37,9 +36,10 @@ from fewbits.search.handing_over import (
     share_of_mending,
     slower_but_smaller,
 )
-from fewbits.search.loop import BudgetLoop, Task, Trial
+from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
+from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial
 from fewbits.search.memory import refuse_too_little
-from fewbits.search.preparing import Prepared, Request, prepare
+from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place
@@ -55,8 +55,6 @@ _AS_SMALL = 1.1
 _FREE = 0.97
 # Seconds after which it is plain whether a candidate is slower than float.
 _QUICK_SECONDS = 1.0
-# Examples on which a forced scheme is compared with and without corrected biases.
-_CLOSENESS_EXAMPLES = 128
 
 
 def run(request: Request) -> Finished:
@@ -92,7 +90,7 @@ class _Job:
         self._options = Options(threads=prepared.request.threads)
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
-        self._made: tuple[Prepared, Corrector] | None = None
+        self._made: tuple[Prepared, Layerwise] | None = None
 
     def run(self) -> Finished:
         """Returns the finished run."""
@@ -160,7 +158,8 @@ class _Job:
             self._observe(wanted)
             return wanted, (), NO_REPAIRS
         if request.weights_only:
-            wanted = draft_stored(prepared.model, prepared.target, base=prepared.base)
+            scheme = wanted_scheme(request, prepared.target)
+            wanted = draft_stored(prepared.model, prepared.target, scheme, asked=request.scheme, base=prepared.base)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
             return wanted, (), NO_REPAIRS
         wanted = draft_plan(prepared.model, prepared.target, base=prepared.base)
@@ -170,10 +169,10 @@ class _Job:
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
         self._prepared, self._statistics = repaired.prepared, repaired.statistics
         if not request.searches:
-            with self._clock.stage("correction"):
-                return self._corrected(repaired.plan), (), repaired.repairs
+            with self._clock.stage("layers"):
+                return self._taught(repaired.plan), (), repaired.repairs
         with self._clock.stage("search"):
-            found = _choose(self._prepared, repaired, self._options, self._one_example(), self._corrector().of)
+            found = _choose(self._prepared, repaired, self._options, self._one_example(), self._layerwise().of)
             candidate, trail, notes = found
         self._notes += notes
         return candidate.plan, trail, repaired.repairs
@@ -193,47 +192,47 @@ class _Job:
                 progress=self._request.progress,
             )
 
-    def _corrector(self) -> Corrector:
-        """Returns what corrects biases of the model as it is now."""
+    def _layerwise(self) -> Layerwise:
+        """Returns what teaches the layers of the model as it is now."""
         prepared, parts = self._prepared, self._prepared.parts
         if self._made is None or self._made[0] is not prepared:
-            empty = np.zeros(0, np.int64)
-            made = Corrector(
+            made = Layerwise(
                 prepared.model,
                 prepared.target,
                 self._statistics,
                 None if parts is None else parts.data,
-                empty if parts is None else parts.calibration,
+                np.zeros(0, np.int64) if parts is None else parts.calibration,
+                seed=self._request.seed,
                 progress=self._request.progress,
             )
             self._made = prepared, made
         return self._made[1]
 
-    def _corrected(self, plan: Plan) -> Plan:
-        """Returns the plan with its biases corrected, where that brings the calibration examples closer to float."""
+    def _taught(self, plan: Plan) -> Plan:
+        """Returns the plan with what its layers learn, where that brings other calibration examples closer to float."""
         prepared, parts = self._prepared, self._prepared.parts
-        asking = with_correction(plan)
-        corrections = self._corrector().of(asking)
-        if not corrections:
+        lessons = [teach(plan) for _, teach in LESSONS[: TAUGHT[self._request.effort]]]
+        learned = [(asking, self._layerwise().of(asking)) for asking in lessons]
+        if not any(taught for _, taught in learned):
             return plan
-        assert parts is not None, "corrections come from examples"
+        assert parts is not None, "lessons come from examples"
         with Reference(
             prepared.model,
             parts.data,
-            parts.calibration[:_CLOSENESS_EXAMPLES],
+            closeness_part(parts.calibration),
             metric=prepared.selection_metric,
             output=prepared.output,
             options=self._options,
         ) as reference:
-            before, after = (
+            gauges = [
                 reference.compare(
-                    build(prepared.model, tried, prepared.target, self._statistics, corrections=used).data,
+                    build(prepared.model, tried, prepared.target, self._statistics, learned=taught).data,
                     self._request.progress,
-                    stage="biases corrected",
+                    stage="layer by layer",
                 ).quality.gauge
-                for tried, used in ((plan, NO_CORRECTIONS), (asking, corrections))
-            )
-        return asking if after < before else plan
+                for tried, taught in ((plan, NOTHING_LEARNED), *learned)
+            ]
+        return (plan, *lessons)[int(np.argmin(gauges))]
 
     def _data_file(self) -> Path | None:
         """Returns where large tensors go; None for a model whose weights are all inside."""
@@ -251,7 +250,7 @@ class _Job:
             self._statistics,
             metadata=metadata,
             data_file=data_file,
-            corrections=self._corrector().of(plan),
+            learned=self._layerwise().of(plan),
         )
 
     def _no_integers(self, candidate: Candidate) -> str | None:
@@ -420,7 +419,7 @@ def _choose(
     repaired: Repaired,
     options: Options,
     feeds: dict[str, np.ndarray],
-    corrections: Callable[[Plan], Corrections],
+    learn: Callable[[Plan], Learned],
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
     """Returns the best candidate of the search, the trail to it, and notes for the reader."""
     request, model, parts = prepared.request, prepared.model, prepared.parts
@@ -453,7 +452,7 @@ def _choose(
             pays=lambda candidate: _pays(prepared, candidate, options, feeds),
             refuted=lambda outcome: _is_refuted(prepared, outcome),
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
-            corrections=corrections,
+            learn=learn,
             slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()

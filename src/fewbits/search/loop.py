@@ -24,13 +24,13 @@ from fewbits._base.catalog import nearest
 from fewbits._base.errors import UsageError
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence.paired import PairedBound
-from fewbits.flow import NO_CORRECTIONS, Corrections
+from fewbits.flow import NOTHING_LEARNED, Learned
 from fewbits.measurement.outcome import Outcome, Progress, Reference
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Plan
 from fewbits.search.building import Candidate, build
-from fewbits.search.correcting import asks_for_correction, with_correction
 from fewbits.search.draft import draft_plan
+from fewbits.search.layerwise import LESSONS, asks_for_correction, same_lessons
 from fewbits.targets.base import Target
 
 # Range rules of activations and weights that an effort tries, the likeliest winner first.
@@ -69,6 +69,8 @@ _WORTH_A_NODE = 4.0
 _TIMED = 6
 # Nodes that are set back alone before any goes; the others follow by the noise of their own tensors.
 _RANKED = {"fast": 16, "balanced": 64, "best": 100_000}
+# How many of the lessons an effort tries: corrected biases, then codes by the inputs of their layers.
+TAUGHT = {"fast": 1, "balanced": 2, "best": 2}
 # Examples on which single nodes are compared: KL separates them with a few dozen.
 _RANKING_EXAMPLES = 128
 # Nodes that go back to float between two looks at the selection data: one each, until a quarter of all have gone, then
@@ -137,7 +139,7 @@ class Task:
       effort: Key of EFFORTS.
       deadline: Clock time by which the loop ends with the best so far; None for no limit.
       progress: Told of each step.
-      corrections: Corrections of biases for a plan that asks for them; none where there are no examples for it.
+      learn: What is learned layer by layer for a plan that asks for it; nothing where there are no examples.
       hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
         with all integers only gets slower. None where nothing speaks against it.
     """
@@ -158,7 +160,7 @@ class Task:
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
     pays: Callable[[Candidate], bool] = lambda candidate: True
-    corrections: Callable[[Plan], Corrections] = lambda plan: NO_CORRECTIONS
+    learn: Callable[[Plan], Learned] = lambda plan: NOTHING_LEARNED
 
 
 @final
@@ -169,11 +171,11 @@ class BudgetLoop:
         self._task = task
         self._trail: list[Trial] = []
         self._stopped: str | None = None
-        self._corrections: Corrections = NO_CORRECTIONS
+        self._learned: Learned = NOTHING_LEARNED
 
     def run(self) -> SearchResult:
         """Returns the best candidate."""
-        candidate, outcome = self._corrected(*self._choose_ranges())
+        candidate, outcome = self._taught(*self._choose_ranges())
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
         hopeless = self._task.hopeless(candidate)
@@ -205,9 +207,9 @@ class BudgetLoop:
 
     def _build(self, plan: Plan) -> Candidate:
         task = self._task
-        # A mix of float and integers is tried with the corrections of all integers: they change little, and cost much.
-        corrections = self._corrections if asks_for_correction(plan) else NO_CORRECTIONS
-        return build(task.model, plan, task.target, task.statistics, corrections=corrections)
+        # A mix of float and integers is tried with what all integers were taught: it changes little, and costs much.
+        learned = self._learned if asks_for_correction(plan) else NOTHING_LEARNED
+        return build(task.model, plan, task.target, task.statistics, learned=learned)
 
     def _measure(self, candidate: Candidate, stage: str, *, limit: int | None = None) -> Outcome:
         return self._task.reference.compare(candidate.data, self._task.progress, stage=stage, limit=limit)
@@ -250,20 +252,29 @@ class BudgetLoop:
         assert best is not None
         return best
 
-    def _corrected(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
-        """Returns the candidate with its biases corrected, where that brings it closer to float."""
-        if self._late():
-            return candidate, outcome
-        plan = with_correction(candidate.plan)
-        self._corrections = self._task.corrections(plan)
-        if not self._corrections:
-            return candidate, outcome
-        other = self._build(plan)
-        closer = self._measure(other, "biases corrected")
-        kept = closer.quality.gauge < _CLOSER * outcome.quality.gauge
-        reason = "closer to float" if kept else "not closer to float than without"
-        self._note(f"{len(self._corrections)} biases corrected", closer, other, kept=kept, reason=reason)
-        return (other, closer) if kept else (candidate, outcome)
+    def _taught(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
+        """Returns the candidate with what its layers learn from examples, where that brings it closer to float.
+
+        Biases are corrected first; then, beside that, codes are chosen by the inputs of their layers.
+        """
+        for what, teach in LESSONS[: TAUGHT[self._task.effort]]:
+            if self._late():
+                break
+            plan = teach(candidate.plan)
+            learned, before = self._task.learn(plan), self._learned
+            if not learned:
+                break
+            self._learned = learned
+            other = self._build(plan)
+            closer = self._measure(other, what)
+            kept = closer.quality.gauge < _CLOSER * outcome.quality.gauge
+            reason = "closer to float" if kept else "not closer to float than without"
+            self._note(what, closer, other, kept=kept, reason=reason)
+            if kept:
+                candidate, outcome = other, closer
+            else:
+                self._learned = before
+        return candidate, outcome
 
     def _insured(self, candidate: Candidate, outcome: Outcome) -> Candidate:
         """Returns the candidate without the node that alone makes most of its distance to float, if that costs no time.
@@ -324,8 +335,7 @@ class BudgetLoop:
             keep_float=(*self._task.keep_float, *nodes),
             base=plan,
         )
-        if asks_for_correction(plan):
-            fresh = with_correction(fresh)
+        fresh = same_lessons(fresh, plan)
         decisions = tuple(
             d if d.is_float or d.role.value not in ("activation", "weight") else replace(d, range_rule=rules[d.role])
             for d in fresh.decisions

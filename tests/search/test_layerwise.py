@@ -1,4 +1,4 @@
-"""Sequential bias correction: the mean error of each layer's output is gone, and the plan replays to the same bytes."""
+"""Layer by layer on the quantized prefix: the mean error of each layer's output is gone, and the plan replays to the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewbits.models.onnx.editing import exposing
 from fewbits.planning.plan import plan_from_json
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
-from fewbits.search.correcting import STEP
+from fewbits.search.layerwise import STEP
 
 
 def network(seed: int = 0) -> bytes:

@@ -1,0 +1,351 @@
+"""Layer by layer on the quantized prefix: codes that answer for each other's errors, and biases corrected.
+
+The quantized model is written with all that is known so far and run up to the next layers; what they are fed is what
+they will be fed by the runtime, errors of the prefix included. From its first moment follows how far a layer's mean
+output is off, and the bias takes that back; from its second, which codes make the least error of the output.
+
+What a plan records are the steps, not the numbers: the same plan and data give the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import final
+
+import numpy as np
+
+from fewbits.algorithms.rounders.gptq import gptq_codes
+from fewbits.algorithms.transforms.bias_correction import BiasCorrection
+from fewbits.calibration.statistics import Statistics
+from fewbits.calibration.unfolding import InputMoments, Window, unfolded, window_of
+from fewbits.datasets.base import Dataset
+from fewbits.flow import NOTHING_LEARNED, Learned, Progress, check_plan, rebiased, silent, stream
+from fewbits.models.onnx.editing import exposing, inputs_of
+from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, shard_size
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerChannel, PerTensor
+from fewbits.numerics.qtensor import QParams, QTensor, as_array
+from fewbits.planning.plan import Plan, TransformStep
+from fewbits.planning.site import OpView, Role, Site
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
+from fewbits.search.building import written
+from fewbits.targets.base import Target
+
+STEP = "bias_correction"
+ROUNDER = "gptq"
+# Moments over more examples change codes no more (measured on ResNet-20 and Tiny Darknet).
+_MAX_EXAMPLES = 128
+# The share of the calibration examples that moments are taken of; the others tell whether it helped.
+_LEARNING = 0.75
+# Looks at the quantized model: in a deeper one several layers are done at each.
+_MAX_LOOKS = 32
+# Positions at which a convolution's inputs are unfolded for the second moment: so many, or four for each input.
+_POSITIONS = 6144
+_POSITIONS_PER_INPUT = 4
+# Inputs of one output beyond which the second moment would take over a gigabyte.
+_MAX_INPUTS = 11_000
+
+
+def asks_for_correction(plan: Plan) -> bool:
+    """Returns whether a plan has its biases corrected."""
+    return any(step.name == STEP for step in plan.transforms)
+
+
+def asks_for_rounding(plan: Plan) -> bool:
+    """Returns whether a plan has codes chosen by the inputs of their layers."""
+    return any(_rounded(decision.role, decision.rounder, stored=decision.stored) for decision in plan.quantized)
+
+
+def _rounded(role: Role, rounder: str | None, *, stored: bool) -> bool:
+    return role is Role.WEIGHT and rounder == ROUNDER and not stored
+
+
+def with_correction(plan: Plan) -> Plan:
+    """Returns the plan with its biases corrected."""
+    return plan if asks_for_correction(plan) else replace(plan, transforms=(*plan.transforms, TransformStep(name=STEP)))
+
+
+def with_rounding(plan: Plan) -> Plan:
+    """Returns the plan with its biases corrected, and all weights of integer layers rounded by their layers' inputs."""
+    decisions = tuple(
+        replace(d, rounder=ROUNDER) if d.role is Role.WEIGHT and not d.is_float and not d.stored else d
+        for d in plan.decisions
+    )
+    return with_correction(replace(plan, decisions=decisions))
+
+
+# What layers may learn, in the order in which it is tried: words, and the plan that asks for it.
+LESSONS: tuple[tuple[str, Callable[[Plan], Plan]], ...] = (
+    ("biases corrected", with_correction),
+    ("codes by the inputs of their layers", with_rounding),
+)
+
+
+def same_lessons(plan: Plan, other: Plan) -> Plan:
+    """Returns a plan that asks for what another one of the same model asks for."""
+    rounders = {d.site: d.rounder for d in other.quantized}
+    decisions = tuple(
+        d if d.is_float or d.site not in rounders else replace(d, rounder=rounders[d.site]) for d in plan.decisions
+    )
+    same = replace(plan, decisions=decisions)
+    return with_correction(same) if asks_for_correction(other) else same
+
+
+def learning_part(calibration: np.ndarray) -> np.ndarray:
+    """Returns the calibration examples that moments are taken of."""
+    return calibration[: min(_MAX_EXAMPLES, max(1, int(_LEARNING * len(calibration))))]
+
+
+def closeness_part(calibration: np.ndarray) -> np.ndarray:
+    """Returns the calibration examples that played no part in moments; all where there is but one."""
+    rest = calibration[max(1, int(_LEARNING * len(calibration))) :]
+    return rest[:_MAX_EXAMPLES] if len(rest) else calibration
+
+
+_Value = tuple[Site, QTensor | QParams]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """An integer layer with a weight, as the quantized model is asked for what feeds it."""
+
+    op: OpView
+    weight: str
+    bias: str | None
+    source: int
+    axis: int
+    window: Window | None
+
+
+@final
+class Layerwise:
+    """What is learned layer by layer, for plans of one model; what was learned for a plan is kept.
+
+    Args:
+      model: The float model, as it is quantized.
+      target: The rules.
+      statistics: Of its activation sites.
+      dataset: Examples; None where there are none.
+      calibration: Those of the calibration part, ascending.
+      seed: Of the sample of positions.
+      progress: Told of each look at the quantized model.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        target: Target,
+        statistics: Statistics,
+        dataset: Dataset | None,
+        calibration: np.ndarray,
+        *,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> None:
+        self._model = model
+        self._target = target
+        self._statistics = statistics
+        self._dataset = dataset
+        self._indices = learning_part(calibration)
+        self._seed = seed
+        self._progress = progress
+        self._means: dict[str, np.ndarray] = {}
+        self._known: dict[tuple[object, ...], Learned] = {}
+
+    def of(self, plan: Plan) -> Learned:
+        """Returns corrected biases and chosen codes by site; nothing where the plan asks for neither."""
+        asks = asks_for_correction(plan) or asks_for_rounding(plan)
+        if not asks or not len(self._indices) or self._dataset is None:
+            return NOTHING_LEARNED
+        key = (plan.decisions, plan.links, plan.transforms)
+        if key not in self._known:
+            self._known[key] = self._learn(plan)
+        return self._known[key]
+
+    def _learn(self, plan: Plan) -> Learned:
+        layers = self._layers(plan)
+        if not layers:
+            return NOTHING_LEARNED
+        correcting = asks_for_correction(plan)
+        if correcting:
+            self._see_float([layer.op.outputs[0] for layer in layers if layer.bias is not None])
+        rounders = {d.site: d.rounder for d in plan.quantized}
+        integer = check_plan(self._model, self._target, plan)
+        values = dict(_by_name(stream(self._model, plan, self._target, self._statistics)))
+        excess: dict[str, BiasCorrection] = {}
+        weights: dict[str, QTensor] = {}
+        looks = np.array_split(np.arange(len(layers)), min(len(layers), _MAX_LOOKS))
+        for number, group in enumerate(looks):
+            self._progress("layer by layer", number, len(looks))
+            data = written(self._model, plan, self._target, integer, values.values())
+            taken = [layers[i] for i in group]
+            wanted = {layer.op.name for layer in taken if rounders[layer.weight] == ROUNDER}
+            seen = self._moments(data, taken, values, second=wanted)
+            for layer in taken:
+                moments, scale = seen[layer.op.name]
+                site, tensor = values[layer.weight]
+                assert isinstance(tensor, QTensor)
+                if layer.op.name in wanted and moments.rows:
+                    tensor = _rerounded(self._model.weight(layer.weight), tensor, moments, layer)
+                    weights[layer.weight] = tensor
+                    values[layer.weight] = site, tensor
+                if correcting and layer.bias is not None:
+                    mean = self._mean_output(tensor, moments, scale, layer, values[layer.bias][1])
+                    excess[layer.bias] = BiasCorrection(excess=mean - self._means[layer.op.outputs[0]])
+            values.update(_by_name(rebiased(values.values(), self._model, plan, excess)))
+        return Learned(corrections=excess, weights=weights)
+
+    def _layers(self, plan: Plan) -> list[_Layer]:
+        """Returns the integer layers with a weight of their own, in graph order."""
+        view, target = self._model.view, self._target
+        decisions = {d.site: d for d in plan.quantized if not d.stored}
+        layers = []
+        for op in view.ops:
+            rule = target.rules.get(op.op)
+            weight = None if rule is None else rule.weight_input(op)
+            if rule is None or weight is None or weight not in decisions or len(view.consumers[weight]) > 1:
+                continue
+            bias = rule.bias_input(op)
+            if bias is not None and (bias not in decisions or len(view.consumers[bias]) > 1):
+                bias = None
+            source = op.inputs.index(rule.activation_inputs(op)[0])
+            shape = tuple(d or 0 for d in view.tensors[weight].shape or ())
+            window = window_of(op.attributes, shape) if op.op == "Conv" else None
+            if len(shape) < 2 or (op.op == "Conv") != (window is not None) or op.op not in ("Conv", "Gemm", "MatMul"):
+                continue
+            if op.op != "Conv" and len(shape) != 2:
+                continue
+            layers.append(_Layer(op=op, weight=weight, bias=bias, source=source, axis=rule.axis(op), window=window))
+        return layers
+
+    def _see_float(self, outputs: list[str]) -> None:
+        missing = [name for name in outputs if name not in self._means]
+        if missing:
+            self._means.update(self._mean_outputs(self._model.serialized(extra_outputs=missing), missing))
+
+    def _runs(self, data: bytes, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+        assert self._dataset is not None, "without examples nothing is learned"
+        session = RUNTIMES["ort"].open(data, run_options(self._model, Options()))
+        for feeds, batch in model_batches(self._model, self._dataset, self._indices, size=shard_size(self._model)):
+            outputs = session.run(feeds)
+            yield real_rows(self._model, {name: outputs[name] for name in names}, len(batch.index))
+
+    def _mean_outputs(self, data: bytes, names: list[str]) -> dict[str, np.ndarray]:
+        """Returns the mean of each tensor per channel (axis 1; the last of a matrix product), float64."""
+        totals: dict[str, np.ndarray] = {}
+        counts = dict.fromkeys(names, 0)
+        for outputs in self._runs(data, names):
+            for name, value in outputs.items():
+                axis = 1 if self._model.view.producer[name].op == "Conv" else value.ndim - 1
+                axes = tuple(i for i in range(value.ndim) if i != axis)
+                totals[name] = totals.get(name, 0) + value.sum(axis=axes, dtype=np.float64)
+                counts[name] += value.size // value.shape[axis]
+        return {name: totals[name] / counts[name] for name in names}
+
+    def _moments(
+        self,
+        data: bytes,
+        layers: list[_Layer],
+        values: dict[str, tuple[Site, QTensor | QParams]],
+        *,
+        second: set[str],
+    ) -> dict[str, tuple[InputMoments, float]]:
+        """Returns the moments of what feeds each layer, in steps of its scale, and that scale; by the layer's name.
+
+        Args:
+          data: The quantized model.
+          layers: Which.
+          values: What it was written of, with the scales of activations.
+          second: Names of layers whose second moment is wanted.
+        """
+        sources = inputs_of(data, {layer.op.name: layer.source for layer in layers})
+        scales = {layer.op.name: float(as_array(values[layer.op.inputs[layer.source]][1].scale)) for layer in layers}
+        found = {layer.op.name: _empty(layer, values[layer.weight][1]) for layer in layers}
+        examples = max(1, len(self._indices))
+        names = list(dict.fromkeys(sources.values()))
+        for number, outputs in enumerate(self._runs(exposing(data, names), names)):
+            for layer in layers:
+                name = layer.op.name
+                dequantized = outputs[sources[name]]
+                steps = np.rint(dequantized / np.float32(scales[name]))
+                rows = 0
+                if name in second:
+                    size = found[name].mean.shape[1]
+                    wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * size)
+                    rows = -(-wanted * len(dequantized) // examples)
+                found[name].add(*_inputs(steps, layer.window, rows=rows, seed=(self._seed, number)))
+        return {name: (moments, scales[name]) for name, moments in found.items()}
+
+    def _mean_output(
+        self, weight: QTensor, moments: InputMoments, scale: float, layer: _Layer, bias: QTensor | QParams
+    ) -> np.ndarray:
+        """Returns the mean output of the quantized layer per channel, float64: exact but for its last rounding."""
+        assert isinstance(bias, QTensor) and layer.bias is not None
+        rows = _matrix(np.asarray(weight.dequantize(), dtype=np.float64), layer.axis)
+        groups = moments.mean.shape[0]
+        per_group = rows.reshape(groups, -1, rows.shape[1])
+        products = (per_group @ (moments.mean * scale)[:, :, None]).reshape(-1)
+        # The bias as it is in the plan; what was corrected before is taken off again by the next correction.
+        return np.asarray(products + self._model.weight(layer.bias).astype(np.float64).reshape(-1))
+
+
+def _by_name(values: Iterable[_Value]) -> Iterator[tuple[str, _Value]]:
+    return ((site.name, (site, value)) for site, value in values)
+
+
+def _empty(layer: _Layer, weight: QTensor | QParams) -> InputMoments:
+    assert isinstance(weight, QTensor)
+    groups = 1 if layer.window is None else layer.window.group
+    return InputMoments(groups=groups, size=prod(weight.shape) // weight.shape[layer.axis])
+
+
+def _inputs(
+    steps: np.ndarray, window: Window | None, *, rows: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Returns sum, count and a sample of a layer's inputs, for ``InputMoments.add``."""
+    if window is not None:
+        return unfolded(steps, window, rows=rows, seed=seed)
+    lines = steps.reshape(-1, steps.shape[-1])
+    drawn = lines
+    if rows < len(lines):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+        drawn = lines[np.sort(generator.choice(len(lines), rows, replace=False))]
+    return lines.sum(axis=0, dtype=np.float64)[None], len(lines), drawn[:, None, :]
+
+
+def _matrix(weight: np.ndarray, axis: int) -> np.ndarray:
+    """Returns a weight as [outputs, inputs]."""
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def _rerounded(weight: np.ndarray, tensor: QTensor, moments: InputMoments, layer: _Layer) -> QTensor:
+    """Returns the weight under the same scales, its codes chosen by the second moment of the layer's inputs."""
+    rows = _matrix(weight, layer.axis)
+    outputs, size = rows.shape
+    if size > _MAX_INPUTS:
+        return tensor
+    scheme = tensor.scheme
+    whole = isinstance(scheme.granularity, PerTensor)
+    scale = np.broadcast_to(np.asarray(as_array(tensor.scale)).reshape(1 if whole else -1, 1), (outputs, 1))
+    per_row = replace(scheme, granularity=PerChannel(0))
+    each = outputs // len(moments.second)
+    codes = np.empty((outputs, size), dtype=np.asarray(tensor.codes).dtype)
+    for number, second in enumerate(moments.second):
+        part = slice(number * each, (number + 1) * each)
+        params = QParams(scheme=per_row, scale=scale[part], zero_point=np.zeros_like(scale[part]))
+        codes[part] = gptq_codes(np.ascontiguousarray(rows[part]), second, params)
+    if not _fits(codes, scheme.format):
+        return tensor
+    shape = np.moveaxis(weight, layer.axis, 0).shape
+    return QTensor(codes=np.ascontiguousarray(np.moveaxis(codes.reshape(shape), 0, layer.axis)), params=tensor.params)
+
+
+def _fits(codes: np.ndarray, fmt: object) -> bool:
+    """Returns whether 32-bit accumulators hold every sum of products with 8-bit activations."""
+    assert isinstance(fmt, Int)
+    return int(np.abs(codes.astype(np.int64)).sum(axis=1).max(initial=0)) * 255 < 1 << 31
