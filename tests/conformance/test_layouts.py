@@ -36,6 +36,7 @@ OTHERS = ["int16-channel", "uint16-asym", "fp8_e5m2", "fp8_e4m3-g32-scale-bf16",
 NAMES = [*SCHEMES, *INTEGERS, *OTHERS]
 # Schemes that a layout must take in at least one of the shapes: a layout that refuses all passes everything else.
 MUST_TAKE = {
+    "gguf": {"q4_0", "q8_0", "q4_k", "q6_k", "mxfp4", "nvfp4"},
     "onnx": {"int2-g16", "uint4-g32-asym", "int8-channel", "uint8-tensor-asym", "int16-channel", "fp8", "mxfp4"},
     "ort-matmulnbits": {"int2-g16", "uint4-g32-asym", "int8-g64", "uint8-g128-asym-scale-fp16", "int4-g32"},
     "gptq": {"int2-g16-scale-fp16", "int3-channel-scale-fp16", "int4-g128-scale-fp16", "uint8-channel-scale-fp16"},

@@ -146,3 +146,13 @@ def test_nothing_is_written_into_what_came():
     for scheme in ("int8", "fp16", "nvfp4", "uint4-g32-asym", "nf4-dq", "ternary"):
         fewbits.quantize_array(values, scheme).dequantize()
     assert np.array_equal(values, NORMAL)
+
+
+def test_a_scheme_of_the_catalog_is_applied_as_by_its_name():
+    from fewbits.numerics.schemes import SCHEMES
+
+    for name in ("q4_k", "mxfp4", "nvfp4", "binary"):
+        by_name = fewbits.quantize_array(NORMAL, name)
+        assert fewbits.quantize_array(NORMAL, by_name.scheme).same(by_name)
+        if name == "q4_k":
+            assert fewbits.quantize_array(NORMAL, SCHEMES[name].weight.scheme).same(by_name)

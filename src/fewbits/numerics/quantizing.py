@@ -38,7 +38,9 @@ def quantize_array(
     """
     values = detached(_checked(values))
     if isinstance(scheme, Scheme):
-        array_scheme, stored = for_array(scheme), scheme
+        # One of the catalog's own is applied as the catalog does: a K-quant's codes are found by its search.
+        same = (entry.weight for entry in SCHEMES.values() if entry.weight.scheme == scheme)
+        array_scheme, stored = next(same, for_array(scheme)), scheme
     else:
         array_scheme = SCHEMES.of_array(scheme) if isinstance(scheme, str) else scheme
         stored = array_scheme.at(axis, tuple(values.shape))
@@ -63,7 +65,7 @@ def _solved(values: Array, solver: Solver, scheme: Scheme, axis: int) -> QTensor
     step = max(1, TILE // rows.shape[1])
     parts = []
     for start in range(0, rows.shape[0], step):
-        part = as_float32(rows[start : start + step, :])
+        part = as_float32(rows[start : min(start + step, rows.shape[0]), :])
         if not bool(xp.all(xp.isfinite(part))):
             refuse_nonfinite(values, where="the array")
         parts.append(solver.solve(part, along))
