@@ -96,6 +96,41 @@ def test_only_a_policy_that_promises_it_keeps_the_largest_value_inside(name):
     assert saturates.any() == (not promised)
 
 
+def groups_of(values: np.ndarray, size: int) -> list[list[Fraction]]:
+    """Returns the exact values of each group along the rows, the last of a row as short as it is."""
+    rows = [row[start : start + size] for row in values.tolist() for start in range(0, len(row), size)]
+    return [[Fraction(value) for value in row] for row in rows]
+
+
+DRAWN = given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40), st.integers(-60, 60))
+
+
+def drawn_values(seed: int, rows: int, columns: int, exponent: int) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((rows, columns)) * 2.0**exponent).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=15)
+@DRAWN
+@pytest.mark.parametrize("name", ["int8", "int3", "int16", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "mxint8", "nf4"])
+def test_a_scale_of_the_full_range_is_the_largest_magnitude_over_the_reach(name, seed, rows, columns, exponent):
+    values = drawn_values(seed, rows, columns, exponent)
+    scale = np.asarray(fewbits.quantize_array(values, f"{name}-g16").scale).ravel().tolist()
+    reach = oracle.reach(FORMATS[name])
+    assert scale == [float(oracle.to_float32(max(map(abs, group)) / reach)) for group in groups_of(values, 16)]
+
+
+@settings(deadline=None, max_examples=15)
+@DRAWN
+@pytest.mark.parametrize("name", ["binary", "ternary"])
+def test_a_scale_of_few_values_is_the_mean_magnitude_of_the_values_that_there_are(name, seed, rows, columns, exponent):
+    # The mean is added in float64 and rounded to float32: off by a unit in the last place at most.
+    values = drawn_values(seed, rows, columns, exponent)
+    scale = np.asarray(fewbits.quantize_array(values, f"{name}-g16").scale).ravel()
+    mean = [sum(map(abs, group), Fraction(0)) / len(group) for group in groups_of(values, 16)]
+    expected = np.array([float(oracle.to_float32(m)) for m in mean], np.float32)
+    assert np.all(np.abs(scale.view(np.int32) - expected.view(np.int32)) <= 1)
+
+
 def nvfp4_by_oracle(values: np.ndarray) -> tuple[list[int], list[int], Fraction]:
     """Returns codes, codes of the scales and the tensor's scale of rows of blocks of 16."""
     element, stored = FORMATS["fp4_e2m1"], FORMATS["ue4m3"]

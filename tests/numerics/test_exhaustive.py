@@ -20,6 +20,9 @@ from fewbits.numerics.codebook import Codebook
 from fewbits.numerics.floating import Exponent, Float, Single, Specials
 from fewbits.numerics.format import Fixed, Format, Int
 from fewbits.numerics.formats import FORMATS
+from fewbits.numerics.granularity import PerTensor
+from fewbits.numerics.qtensor import QParams, quantize
+from fewbits.numerics.scheme import Scheme
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint32)
 FLOAT16 = PATTERNS.astype(np.uint16).view(np.float16).astype(np.float32)
@@ -345,6 +348,32 @@ def test_inputs_of_other_widths_get_the_codes_of_their_float32(name, dtype):
     with np.errstate(over="ignore"):
         values = np.random.default_rng(0).choice(FLOAT16[np.isfinite(FLOAT16)], 2000).astype(kind)
     assert np.array_equal(fmt.encode(values), fmt.encode(values.astype(np.float32)))
+
+
+# --- under a scale ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 2.0**-10, 7.7e-20, 1e30])
+@pytest.mark.parametrize("name", NO_MORE_THAN_8)
+def test_codes_under_a_scale_are_those_of_the_float32_quotient(name, scale):
+    # Multiples of the scale by ties and values, where a quotient by the reciprocal would fall on the other side.
+    fmt, scale32 = FORMATS[name], np.float32(scale)
+    table = table_of(fmt, all_pairs(fmt))
+    with np.errstate(over="ignore"):
+        values = np.random.default_rng(0).choice(table[np.isfinite(table)], 300) * scale32
+    values = values[np.isfinite(values)]
+    scheme = Scheme(format=fmt, granularity=PerTensor(), symmetric=True)
+    params = QParams(scheme=scheme, scale=np.full(1, scale32), zero_point=np.zeros(1, np.float32))
+    tensor = quantize(values, params)
+    exact = Fraction(float(scale32))
+    codes = [oracle.quantize(value, exact, fmt) for value in values.tolist()]
+    assert np.asarray(tensor.codes).tolist() == codes
+    largest = Fraction(float(np.finfo(np.float32).max))
+    kept = np.array([abs(oracle.value_of(code, fmt) * exact) <= largest for code in codes])
+    with np.errstate(over="ignore"):
+        back = np.asarray(tensor.dequantize())
+    expected = [oracle.dequantize(code, exact, fmt) for code, held in zip(codes, kept.tolist(), strict=True) if held]
+    assert back[kept].tolist() == expected
 
 
 # --- stochastic rounding ------------------------------------------------------------------------------------------

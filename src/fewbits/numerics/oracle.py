@@ -304,8 +304,9 @@ def two_level_scales(amaxes: Sequence[float], fmt: Format, stored: Format) -> tu
 
 
 def quantize(value: float, scale: Fraction, fmt: Format) -> int:
-    """Returns the code of float32(value / scale), nearest; that of zero under a scale of 0."""
-    return encode(copysign(0.0, value) if scale == 0 else float(to_float32(Fraction(value) / scale)), fmt)
+    """Returns the code of float32(value / scale), nearest, zero with its sign; that of zero under a scale of 0."""
+    quotient = Fraction(0) if scale == 0 else to_float32(abs(Fraction(value)) / scale)
+    return encode(copysign(float(quotient), value), fmt)
 
 
 def dequantize(code: int, scale: Fraction, fmt: Format) -> float:
