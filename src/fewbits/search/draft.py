@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from fewbits.models.onnx.model import OnnxModel
+from fewbits.numerics.granularity import PerGroup
+from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, Site
-from fewbits.targets import Placement, place, place_stored
+from fewbits.targets import PlacedSite, Placement, place, place_stored
 from fewbits.targets.base import Target
+
+# What scales of blocks go by where there are no data to weigh errors with.
+STORED_RANGE = "mse"
+# A shorthand that says how many elements share a scale.
+_SIZED = re.compile(r"-g\d+")
 
 
 def draft_plan(
@@ -17,7 +25,7 @@ def draft_plan(
     *,
     keep_float: tuple[str, ...] = (),
     activation_range: str = "mse",
-    weight_range: str = "minmax",
+    weight_range: str | None = None,
     base: Plan | None = None,
 ) -> Plan:
     """Returns the plan in which the target runs all that it can in integers, but for the nodes kept float.
@@ -27,9 +35,11 @@ def draft_plan(
       target: The rules.
       keep_float: Nodes that stay float by choice.
       activation_range: Range rule of activations.
-      weight_range: Range rule of weights.
+      weight_range: Range rule of weights; by default all of the range for 8 bits, and the least error for fewer.
       base: Where seed, hashes, versions and the size of the calibration part are taken from.
     """
+    if weight_range is None:
+        weight_range = "minmax" if target.variant.weight.bits >= 8 else "mse"
     whole = place(model.view, target)
     placed = place(model.view, target, keep_float=keep_float) if keep_float else whole
     chosen = {p.site.name: p for p in placed.sites}
@@ -61,14 +71,30 @@ def draft_plan(
     )
 
 
-def draft_stored(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:
+def draft_stored(
+    model: OnnxModel,
+    target: Target,
+    wanted: Scheme | None = None,
+    *,
+    asked: str | None = None,
+    base: Plan | None = None,
+) -> Plan:
     """Returns the plan in which every weight that the target can hold in codes is held so, and all compute in float.
 
     Args:
       model: The model.
       target: The rules.
+      wanted: How weights are stored where their operators can; None for a scale a channel.
+      asked: The shorthand that asked for it.
       base: Where seed, hashes and versions are taken from.
     """
+
+    def reason(placed: PlacedSite) -> str:
+        blocks = placed.scheme.granularity
+        if not isinstance(blocks, PerGroup) or asked is None or _SIZED.search(asked):
+            return placed.reason
+        return f"{placed.reason}; blocks of {blocks.size}, since {asked} names no size"
+
     decisions = tuple(
         Decision(
             site=p.site.name,
@@ -76,12 +102,12 @@ def draft_stored(model: OnnxModel, target: Target, *, base: Plan | None = None) 
             op=p.site.op,
             node=p.site.node,
             scheme=p.scheme,
-            range_rule="minmax",
+            range_rule=STORED_RANGE if isinstance(p.scheme.granularity, PerGroup) else "minmax",
             rounder="nearest",
-            reason=p.reason,
+            reason=reason(p),
             stored=True,
         )
-        for p in place_stored(model.view, target, target.variant.weight).sites
+        for p in place_stored(model.view, target, wanted).sites
     )
     empty = Plan(target=target.full_name, decisions=())
     return replace(base or empty, target=target.full_name, decisions=decisions, links=(), transforms=model.steps)

@@ -21,11 +21,13 @@ from fewbits.measurement.outcome import score_output
 from fewbits.models.onnx.feeding import expected, fed_by, fixed_batch
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
+from fewbits.numerics.granularity import PerGroup
+from fewbits.numerics.scheme import Scheme
 from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.plan import Plan
 from fewbits.search.loop import check_effort
 from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
-from fewbits.targets import Placement, place, place_stored, resolve_target
+from fewbits.targets import Placement, not_written, place, place_stored, resolve_target, stored_scheme
 from fewbits.targets.base import Target
 
 # Seconds of the latency measurement; the interval narrows with their root.
@@ -155,6 +157,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def wanted_scheme(request: Request, target: Target) -> Scheme | None:
+    """Returns how a forced scheme for weights alone stores them; None without such a scheme.
+
+    Raises: TargetError(slug="scheme-not-written") for a forced scheme that the target does not write.
+    """
+    if request.scheme is None:
+        return None
+    found = stored_scheme(request.scheme, SCHEMES[request.scheme], target)
+    if found is None and request.scheme not in target.schemes:
+        raise not_written(request.scheme, target)
+    return found
+
+
 def prepare(request: Request) -> Prepared:
     """Returns everything opened and checked: each refusal comes before any long work."""
     check_effort(request.effort)
@@ -166,12 +181,9 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:  # a plan is applied as it is, its target and seed too
         request = replace(request, target=request.plan.target, seed=request.plan.seed)
     target = resolve_target(request.target)
-    if request.scheme is not None and request.scheme not in target.schemes:
-        raise TargetError(
-            f"{target.name} does not write {request.scheme!r} yet; it writes {', '.join(target.schemes)} "
-            "(fewbits.quantize_array quantizes single arrays to every scheme)",
-            slug="scheme-not-written",
-        )
+    if target.by_scheme and request.scheme is not None and request.scheme in target.variants:
+        target = target.for_instruction_set(request.scheme)
+    wanted = wanted_scheme(request, target)
     model = open_model(request.model, max_memory=request.max_memory)
     if model.unrunnable:
         raise ModelError(
@@ -185,7 +197,7 @@ def prepare(request: Request) -> Prepared:
         model = repeated(model, request.plan.transforms)
     output = score_output(model, request.score_output)
     weights_only = request.weights_only
-    placement = place_stored(model.view, target, target.variant.weight) if weights_only else place(model.view, target)
+    placement = place_stored(model.view, target, wanted) if weights_only else place(model.view, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     if request.data is None and weights_only and request.max_drop is None and request.evaluation is None:
@@ -208,7 +220,11 @@ def prepare(request: Request) -> Prepared:
     blind = metric.needs_labels and not data.has_labels
     selection_metric = resolve_metric("agreement", labelled=False) if blind else metric
     shares = SHARES[request.searches, evaluation is not None]
-    if weights_only and evaluation is None:
+    blocks = [] if wanted is None else [wanted]
+    if request.plan is not None:
+        blocks = [d.scheme for d in request.plan.quantized if d.scheme is not None and d.stored]
+    in_blocks = any(isinstance(scheme.granularity, PerGroup) for scheme in blocks)
+    if weights_only and evaluation is None and not in_blocks:
         shares = WEIGHTS_ONLY
     elif request.plan is not None and request.plan.split:
         shares = request.plan.split

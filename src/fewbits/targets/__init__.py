@@ -6,7 +6,7 @@ from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set
 from fewbits._base.errors import UsageError
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
-from fewbits.targets._stored import place_stored, storable, stored_rule
+from fewbits.targets._stored import block_fault, not_written, place_stored, storable, stored_rule, stored_scheme
 from fewbits.targets.base import Target
 
 __all__ = [
@@ -14,13 +14,16 @@ __all__ = [
     "PlacedSite",
     "Placement",
     "Reason",
+    "block_fault",
     "candidate",
     "integer_nodes",
+    "not_written",
     "place",
     "place_stored",
     "resolve_target",
     "storable",
     "stored_rule",
+    "stored_scheme",
 ]
 
 TARGETS: Catalog[Target] = Catalog(__name__, "TARGET", kind="target")
@@ -33,7 +36,7 @@ def resolve_target(text: str) -> Target:
     """
     name, _, isa = text.partition(":")
     target = TARGETS[name]
-    wanted = isa or instruction_set()
+    wanted = isa or (target.isa if target.by_scheme else instruction_set())
     if wanted not in target.variants:
         known = sorted(target.variants)
         raise UsageError(

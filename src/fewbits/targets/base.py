@@ -90,6 +90,27 @@ class OpRule:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRule:
+    """How an operator of the runtime holds a weight in blocks that share a scale, in few bits.
+
+    Args:
+      axis: Axis of the weight along which blocks lie, from the node.
+      bits: Widths of the codes.
+      runs_as: The operator that it becomes, with what there is to know of its numbers.
+      conditions: All must hold; beside them the weight is a matrix that this node alone reads.
+      multiplies: Index of the input that is multiplied with the weight along the blocks' axis; None where rows are
+        picked.
+    """
+
+    axis: Callable[[OpView], int]
+    bits: tuple[int, ...]
+    runs_as: str
+    conditions: tuple[Condition, ...] = ()
+    multiplies: int | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRule:
     """What the target does with an operator whose weights alone are stored in codes, behind a DequantizeLinear.
 
@@ -97,11 +118,13 @@ class StoredRule:
       weights: Indices of the inputs that are weights.
       axis: Axis along which the scales lie, from the node.
       runs_as: What becomes of it, in words.
+      blocks: How it holds a weight in blocks; None where it cannot.
     """
 
     weights: tuple[int, ...]
     axis: Callable[[OpView], int]
     runs_as: str
+    blocks: BlockRule | None = None
 
 
 @final
@@ -140,7 +163,10 @@ class Target:
       variants: By instruction set.
       isa: The instruction set in force.
       sources: Where the rules come from.
-      schemes: Names of the schemes that ``--scheme`` may ask of it.
+      schemes: Names of the schemes that ``--scheme`` may ask of it, beside those with blocks.
+      block_sizes: Elements that may share a scale where weights are stored in blocks.
+      default_block: So many where codes of 4 bits and fewer are asked for without a size.
+      accuracy_level: How exactly the runtime's block operators compute, in its own numbers; None where it has no such.
     """
 
     name: str
@@ -155,6 +181,10 @@ class Target:
     stored: Mapping[str, StoredRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
     schemes: tuple[str, ...] = ("w8a8", "w8a16")
+    by_scheme: bool = False
+    block_sizes: tuple[int, ...] = ()
+    default_block: int = 32
+    accuracy_level: int | None = None
 
     @property
     def full_name(self) -> str:
