@@ -57,13 +57,6 @@ class Learned:
 
 
 NOTHING_LEARNED = Learned()
-# X^T X of the inputs that a weight is multiplied with, by its site; None where unknown.
-Moments = Callable[[str], "np.ndarray | None"]
-
-
-def no_moments(site: str) -> np.ndarray | None:
-    """Knows nothing of any layer's inputs."""
-    return None
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -300,7 +293,6 @@ def stream(
     statistics: Statistics,
     *,
     learned: Learned = NOTHING_LEARNED,
-    moments: Moments = no_moments,
 ) -> Iterator[tuple[Site, QTensor | QParams]]:
     """Yields every quantized site with its value, in the plan's order, activations first.
 
@@ -312,7 +304,6 @@ def stream(
       target: The rules.
       statistics: Of the activation sites.
       learned: What examples say of biases and codes, where the plan asks for it.
-      moments: Of the inputs of weights whose codes go by them.
     """
     params = activation_params(plan, statistics)
     view = model.view
@@ -324,7 +315,7 @@ def stream(
         if decision.role is Role.CONSTANT:
             yield _site(decision, view), _constant(decision, model.weight(decision.site))
         elif decision.stored:
-            yield _site(decision, view), _stored(decision, model, moments)
+            yield _site(decision, view), learned.weights.get(decision.site) or _stored(decision, model)
         elif decision.role is Role.WEIGHT:
             tensor = learned.weights.get(decision.site) or _weight(decision, model, target, params)
             scales[decision.site] = np.asarray(tensor.scale).reshape(-1)
@@ -392,29 +383,26 @@ def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
     return QTensor(codes=codes, params=QParams(scheme=decision.scheme, scale=scale, zero_point=np.zeros_like(scale)))
 
 
-def _in_blocks(decision: Decision, scheme: Scheme, model: OnnxModel, moments: Moments) -> QTensor:
+def _in_blocks(decision: Decision, scheme: Scheme, model: OnnxModel) -> QTensor:
     """Returns the codes of a weight in blocks; it is whole in memory while it is quantized."""
     rule, rounder = decision.range_rule or "minmax", decision.rounder or "nearest"
-    moment = None
     if needs_inputs(rule, rounder):
-        moment = moments(decision.site)
-        if moment is None:
-            raise UsageError(
-                f"the plan rounds {decision.site!r} by the layer's inputs ({rule}, {rounder}), of which nothing is known; "
-                "give --data DATA, or write 'mse' and 'nearest'",
-                slug="data-missing",
-            )
-    return quantize_blocks(model.weight(decision.site), scheme, rule=rule, rounder=rounder, second_moment=moment)
+        raise UsageError(
+            f"the plan rounds {decision.site!r} by the inputs of its layer ({rule}, {rounder}), of which nothing is "
+            "known; give --data DATA, or write 'mse' and 'nearest' in the plan",
+            slug="data-missing",
+        )
+    return quantize_blocks(model.weight(decision.site), scheme, rule=rule, rounder=rounder)
 
 
-def _stored(decision: Decision, model: OnnxModel, moments: Moments) -> QTensor:
+def _stored(decision: Decision, model: OnnxModel) -> QTensor:
     """Returns the codes of a weight that is stored in them; slab by slab where it lies in a file.
 
     Scales are those of the whole range in both cases, so that the codes do not depend on where the weight lies.
     """
     assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
     if isinstance(decision.scheme.granularity, PerGroup):
-        return _in_blocks(decision, decision.scheme, model, moments)
+        return _in_blocks(decision, decision.scheme, model)
     scheme, fmt = decision.scheme, decision.scheme.format
     shape = tuple(d or 0 for d in model.view.tensors[decision.site].shape or ())
     axis = getattr(scheme.granularity, "axis", 0)

@@ -14,14 +14,16 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from fewbits.export._blocks import BlockWriter
 from fewbits.export._data_file import LEAST_OUTSIDE_BYTES, DataFile
 from fewbits.export.base import Exporter, Sink
 from fewbits.models.onnx.editing import int_attribute
 from fewbits.models.onnx.model import OnnxModel
-from fewbits.numerics.granularity import PerChannel
+from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Link, Role, Site
+from fewbits.targets import TARGETS
 
 _PRODUCER = "fewbits"
 # Operators that move codes themselves, because the runtime keeps Q/DQ around them: their fill value input.
@@ -70,12 +72,17 @@ class _QdqSink(Sink):
         self._codes: dict[str, ir.Value] = {}
         self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._names = set(filter(None, self._values)) | {node.name for node in self._graph if node.name}
+        level = TARGETS[plan.target.partition(":")[0]].accuracy_level
+        self._blocks = BlockWriter(self._ir, initializer=self._initializer, name=self._name, accuracy_level=level or 0)
 
     def write(self, site: Site, value: QTensor | QParams) -> None:
         if isinstance(value, QParams):
             self._write_activation(site, value)
         elif site.name in self._stored:
-            self._write_stored(site, value)
+            if isinstance(value.scheme.granularity, PerGroup):
+                self._blocks.write(self._values[site.name], value)
+            else:
+                self._write_stored(site, value)
         else:
             self._write_constant(site, value)
 

@@ -23,7 +23,10 @@ _PROFILED_RUNS = 4
 
 # Weight-only kernels: at default session options they round activations to 8 bits and multiply integers.
 _INTEGER_INSIDE = {"MatMulNBits"}
-_CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear"}
+_CONVERSIONS = {
+    "QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear",
+    "GatherBlockQuantized",
+}  # fmt: skip
 # Kernels that only move elements: what they move says nothing of how the model computes.
 _MOVES = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile", "DepthToSpace",

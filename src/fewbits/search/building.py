@@ -12,7 +12,7 @@ import numpy as np
 from fewbits.calibration.histogram import Histogram
 from fewbits.calibration.statistics import Statistics
 from fewbits.export import EXPORTERS
-from fewbits.flow import NOTHING_LEARNED, Learned, Moments, check_plan, no_moments, stream
+from fewbits.flow import NOTHING_LEARNED, Learned, check_plan, stream
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerGroup
@@ -67,7 +67,6 @@ def build(
     metadata: Mapping[str, str] | None = None,
     data_file: Path | None = None,
     learned: Learned = NOTHING_LEARNED,
-    moments: Moments = no_moments,
 ) -> Candidate:
     """Returns the file that a plan means: the same plan and statistics give the same bytes.
 
@@ -79,13 +78,12 @@ def build(
       metadata: Key-value pairs for the file.
       data_file: Where large tensors go as they come; None for one file.
       learned: What examples say of biases and codes, where the plan asks for it.
-      moments: Of the inputs of weights whose codes go by them.
     Raises: what ``check_plan`` raises for a plan that the target cannot run.
     """
     integer = check_plan(model, target, plan)
     sink = EXPORTERS[target.exporter].open(model, plan, integer=integer, metadata=metadata or {}, data_file=data_file)
     facts = {}
-    for site, value in stream(model, plan, target, statistics, learned=learned, moments=moments):
+    for site, value in stream(model, plan, target, statistics, learned=learned):
         sink.write(site, value)
         if isinstance(value, QParams):
             facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)

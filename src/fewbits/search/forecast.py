@@ -11,13 +11,14 @@ from fewbits.evidence import examples_needed, smallest_certifiable_budget
 from fewbits.flow import observe
 from fewbits.models.onnx.feeding import shard_size
 from fewbits.models.onnx.opening import open_model
-from fewbits.planning.plan import Plan
-from fewbits.planning.site import Role
+from fewbits.numerics.granularity import PerGroup
+from fewbits.planning.plan import Decision, Plan
+from fewbits.planning.site import Role, TensorView
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.loop import EFFORTS, check_effort
 from fewbits.search.memory import memory_needed
-from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions
+from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions, wanted_scheme
 from fewbits.search.verdict_data import Parts
 from fewbits.targets import place, place_stored, resolve_target
 
@@ -73,18 +74,23 @@ def make_forecast(request: Request) -> Forecast:
     target = resolve_target(request.target)
     model = open_model(request.model, max_memory=request.max_memory) if prepared is None else prepared.model
     stored_only = request.weights_only
-    placement = place_stored(model.view, target, target.variant.weight) if stored_only else place(model.view, target)
+    wanted = wanted_scheme(request, target)
+    placement = place_stored(model.view, target, wanted) if stored_only else place(model.view, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     base = Plan(
         target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
     )
     base = base if prepared is None else prepared.base
-    plan = (draft_stored if stored_only else draft_plan)(model, target, base=base)
-    tensors = model.view.tensors
-    stored = sum(tensors[d.site].elements for d in plan.quantized if d.role in (Role.WEIGHT, Role.CONSTANT))
+    plan = (
+        draft_stored(model, target, wanted, asked=request.scheme, base=base)
+        if stored_only
+        else draft_plan(model, target, base=base)
+    )
+    fixed = [d for d in plan.quantized if d.role in (Role.WEIGHT, Role.CONSTANT)]
+    saved = sum(_saved_bytes(d, model.view.tensors[d.site]) for d in fixed)
     pairs = sum(d.role is Role.ACTIVATION for d in plan.quantized)
-    size = max(0, model.file_bytes - 3 * stored) + _PAIR_BYTES * pairs
+    size = max(0, model.file_bytes - saved) + _PAIR_BYTES * pairs
     budget = request.max_drop
     return Forecast(
         plan=plan,
@@ -101,6 +107,14 @@ def make_forecast(request: Request) -> Forecast:
         max_drop=budget or 0.0,
         warnings=() if prepared is None else prepared.warnings,
     )
+
+
+def _saved_bytes(decision: Decision, tensor: TensorView) -> int:
+    """Returns how many bytes fewer a weight takes in codes than in float32: with its scales where they are many."""
+    assert decision.scheme is not None
+    if not isinstance(decision.scheme.granularity, PerGroup):
+        return 3 * tensor.elements
+    return 4 * tensor.elements - -(-decision.scheme.stored_bits(tuple(d or 1 for d in tensor.shape or ())) // 8)
 
 
 def _seconds(prepared: Prepared, parts: Parts, plan: Plan) -> float:

@@ -26,6 +26,7 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
+from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
@@ -91,6 +92,7 @@ class _Job:
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
         self._made: tuple[Prepared, Layerwise] | None = None
+        self._blocks: Blockwise | None = None
 
     def run(self) -> Finished:
         """Returns the finished run."""
@@ -160,8 +162,11 @@ class _Job:
         if request.weights_only:
             scheme = wanted_scheme(request, prepared.target)
             wanted = draft_stored(prepared.model, prepared.target, scheme, asked=request.scheme, base=prepared.base)
-            refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
-            return wanted, (), NO_REPAIRS
+            blockwise = self._blockwise()
+            beside = blockwise.memory(wanted) if blockwise.has_evidence else 0
+            refuse_too_little(prepared.model, wanted.quantized, request.max_memory, beside=beside)
+            with self._clock.stage("rounding"):
+                return blockwise.choose(wanted), (), NO_REPAIRS
         wanted = draft_plan(prepared.model, prepared.target, base=prepared.base)
         refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
         self._observe(wanted)
@@ -208,6 +213,25 @@ class _Job:
             self._made = prepared, made
         return self._made[1]
 
+    def _blockwise(self) -> Blockwise:
+        """Returns what chooses the codes of weights in blocks; the model is not repaired where there are such."""
+        if self._blocks is None:
+            prepared, parts = self._prepared, self._prepared.parts
+            self._blocks = Blockwise(
+                prepared.model,
+                prepared.target,
+                None if parts is None else parts.data,
+                np.zeros(0, np.int64) if parts is None else parts.calibration,
+                max_memory=self._request.max_memory,
+                progress=self._request.progress,
+            )
+        return self._blocks
+
+    def _learned(self, plan: Plan) -> Learned:
+        """Returns all that a plan asks to be learned from examples."""
+        layers, blocks = self._layerwise().of(plan), self._blockwise().of(plan)
+        return Learned(corrections=layers.corrections, weights={**layers.weights, **blocks.weights})
+
     def _taught(self, plan: Plan) -> Plan:
         """Returns the plan with what its layers learn, where that brings other calibration examples closer to float."""
         prepared, parts = self._prepared, self._prepared.parts
@@ -250,7 +274,7 @@ class _Job:
             self._statistics,
             metadata=metadata,
             data_file=data_file,
-            learned=self._layerwise().of(plan),
+            learned=self._learned(plan),
         )
 
     def _no_integers(self, candidate: Candidate) -> str | None:

@@ -32,9 +32,9 @@ def memory_needed(model: OnnxModel, quantized: Sequence[Decision]) -> int:
     return _BASE_BYTES + 4 * model.file_bytes + 2 * inner
 
 
-def refuse_too_little(model: OnnxModel, quantized: Sequence[Decision], allowed: int | None) -> None:
-    """Raises ResourceError(slug="memory-too-small") where a run would take more than it may."""
-    needed = memory_needed(model, quantized)
+def refuse_too_little(model: OnnxModel, quantized: Sequence[Decision], allowed: int | None, *, beside: int = 0) -> None:
+    """Raises ResourceError(slug="memory-too-small") where a run would take more than it may; ``beside`` is added."""
+    needed = memory_needed(model, quantized) + beside
     if allowed is not None and needed > allowed:
         raise ResourceError(
             f"quantizing {model.name} takes about {needed / 1e6:.0f} MB, and --max-memory allows {allowed / 1e6:.0f}; "

@@ -1,0 +1,171 @@
+"""Weights in blocks along their reduction axis: scales, then codes under them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+
+from fewbits._base.arrays import Array, to_numpy
+from fewbits._base.catalog import nearest
+from fewbits._base.errors import UsageError
+from fewbits.algorithms.rounders import ROUNDERS
+from fewbits.algorithms.rounders.gptq import Feedback, gptq_codes
+from fewbits.numerics.format import Int
+from fewbits.numerics.granularity import PerGroup
+from fewbits.numerics.qtensor import QParams, QTensor
+from fewbits.numerics.scaling import MIN_SCALE, affine_from_amax, choose_affine
+from fewbits.numerics.scheme import Scheme
+
+# Parts of the full range that are tried, the whole first: Gaussian weights want nearly all of it in 8 bits, four fifths
+# in 4 bits and less than half in 2.
+_FRACTIONS = {bits: np.linspace(1.0, low, 16) for bits, low in ((2, 0.25), (4, 0.55), (8, 0.9))}
+# Elements in work at a time: a few arrays of them stay in the processor's cache.
+_ELEMENTS = 1 << 16
+
+
+MINMAX, MSE, WEIGHTED = "minmax", "mse", "weighted-mse"
+# How the scale of a block is chosen; the last one needs data.
+BLOCK_RULES = (MINMAX, MSE, WEIGHTED)
+# Rounders that need data.
+FED = ("gptq",)
+
+
+def needs_inputs(rule: str | None, rounder: str | None) -> bool:
+    """Returns whether scales or codes are chosen by the layer's inputs."""
+    return rule == WEIGHTED or rounder in FED
+
+
+def check_block_rule(rule: str, rounder: str) -> None:
+    """Raises UsageError for a range rule that blocks do not have, or a rounder that is none."""
+    if rule not in BLOCK_RULES:
+        raise UsageError(
+            f"the scales of blocks do not go by {rule!r}; {nearest(rule, list(BLOCK_RULES))}", slug="range-rule"
+        )
+    ROUNDERS[rounder]
+
+
+def quantize_blocks(
+    values: Array,
+    scheme: Scheme,
+    *,
+    rule: str,
+    rounder: str,
+    second_moment: Array | None = None,
+    passed: Feedback | None = None,
+) -> QTensor:
+    """Returns a matrix quantized in blocks.
+
+    Args:
+      values: A matrix, finite float32, blocks along the axis that the scheme says.
+      scheme: Integers per-group(axis, size).
+      rule: Of ``BLOCK_RULES``.
+      rounder: Name in the catalog of rounders.
+      second_moment: X^T X [K, K] of the inputs that are multiplied along that axis; None where unknown.
+      passed: What ``feedback`` made of it, where that is known already.
+    """
+    assert isinstance(scheme.granularity, PerGroup)
+    turned = scheme.granularity.axis % 2 == 0
+    rows = np.ascontiguousarray(np.asarray(to_numpy(values)).T) if turned else np.asarray(to_numpy(values))
+    lying = replace(scheme, granularity=PerGroup(axis=1, size=scheme.granularity.size))
+    importance = np.diagonal(np.asarray(second_moment)) if rule == WEIGHTED and second_moment is not None else None
+    params = scales_of_blocks(rows, lying, rule, importance)
+    if passed is not None and rounder == "gptq":
+        found = QTensor(codes=gptq_codes(rows, passed, params), params=params)
+    else:
+        found = ROUNDERS[rounder].choose(rows, params, second_moment)
+    if not turned:
+        return QTensor(codes=found.codes, params=replace(found.params, scheme=scheme))
+    back = QParams(
+        scheme=scheme,
+        scale=np.ascontiguousarray(np.asarray(found.scale).T),
+        zero_point=np.ascontiguousarray(np.asarray(found.zero_point).T),
+    )
+    return QTensor(codes=np.ascontiguousarray(np.asarray(found.codes).T), params=back)
+
+
+def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array | None = None) -> QParams:
+    """Returns the scales of a matrix whose blocks lie along its last axis.
+
+    Under ``minmax`` the block's range is that of the codes. Under ``mse`` the scale makes sum_k h_k (w_k - d q_k)^2
+    small: some parts of the range are tried, and for the codes of each the best scale there is,
+    d = sum h w q / sum h q^2. h is 1, or the importance under ``weighted-mse``. That is the error that counts for
+    nearest codes; under error feedback, which shifts errors between columns, scales of ``mse`` serve better.
+
+    Args:
+      rows: [rows, K], finite float32.
+      scheme: Integers per-group(-1, size), with or without zero points.
+      rule: Of ``BLOCK_RULES``.
+      importance: h [K] >= 0, the diagonal of X^T X; None: all weights count alike.
+    Source: the objective is that of the imatrix search of llama.cpp (quantize_row_*_impl), solved by our own grid.
+    """
+    assert isinstance(scheme.granularity, PerGroup) and isinstance(scheme.format, Int)
+    values = np.asarray(to_numpy(rows), dtype=np.float32)
+    size = scheme.granularity.size
+    count, columns = values.shape
+    blocks = -(-columns // size)
+    weights = np.ones(columns) if importance is None else np.asarray(to_numpy(importance), dtype=np.float64)
+    if not weights.any():
+        weights = np.ones(columns)
+    padded = np.zeros(blocks * size)
+    padded[:columns] = weights / weights.max()
+    search = _Search(scheme.format, scheme.symmetric, padded.reshape(blocks, size).astype(np.float32))
+    scale, zero = np.empty((count, blocks), np.float32), np.empty((count, blocks), np.float32)
+    step = max(1, _ELEMENTS // (blocks * size))
+    for start in range(0, count, step):
+        part = values[start : start + step]
+        if blocks * size != columns:
+            part = np.pad(part, ((0, 0), (0, blocks * size - columns)))
+        groups = part.reshape(len(part), blocks, size)
+        found = search.widest(groups) if rule == MINMAX else search.best(groups)
+        scale[start : start + step], zero[start : start + step] = found
+    return QParams(scheme=scheme, scale=scale, zero_point=zero)
+
+
+@final
+class _Search:
+    """The search over scales of one matrix, some rows at a time: groups [rows, blocks, size]."""
+
+    def __init__(self, fmt: Int, symmetric: bool, importance: np.ndarray) -> None:
+        self.format, self.symmetric, self.importance = fmt, symmetric, importance
+
+    def widest(self, groups: np.ndarray, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scales and zero points of a part of the range."""
+        if self.symmetric:
+            found = affine_from_amax(np.abs(groups).max(axis=2) * fraction, self.format)
+        else:
+            found = choose_affine(groups.min(axis=2) * fraction, groups.max(axis=2) * fraction, self.format)
+        return np.asarray(found[0], np.float32), np.asarray(found[1], np.float32)
+
+    def best(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scales and zero points with the least error; a tie keeps the wider range."""
+        scale, zero = self.widest(groups)
+        codes = self._codes(groups, scale, zero)
+        least = self._error(groups, codes, scale)
+        for fraction in _FRACTIONS.get(self.format.bits, _FRACTIONS[8]):
+            tried, places = self.widest(groups, float(fraction))
+            # Rounding the zero point is part of the range; the scale is then free, and has a best value for its codes.
+            fitted = self._fitted(groups, self._codes(groups, tried, places), tried)
+            error = self._error(groups, self._codes(groups, fitted, places), fitted)
+            better = error < least
+            least = np.where(better, error, least)
+            scale, zero = np.where(better, fitted, scale), np.where(better, places, zero)
+        return scale, zero
+
+    def _codes(self, groups: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Returns codes less their zero points: multiples of the scale, float32."""
+        shift = zero[..., None]
+        low, high = self.format.min_value - shift, self.format.max_value - shift
+        return np.asarray(np.clip(np.rint(groups / scale[..., None]), low, high))
+
+    def _fitted(self, groups: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        weighted = codes * self.importance
+        above, below = (weighted * groups).sum(axis=2), (weighted * codes).sum(axis=2)
+        fits = (below > 0) & (above > 0)
+        fitted = np.where(fits, above / np.where(fits, below, 1), scale)
+        return np.maximum(fitted, MIN_SCALE).astype(np.float32)
+
+    def _error(self, groups: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        wrong = codes - groups / scale[..., None]  # in units of the scale: squares of tiny weights would be 0
+        return np.asarray((wrong * wrong * self.importance).sum(axis=2) * scale.astype(np.float64) ** 2)
