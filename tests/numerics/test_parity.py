@@ -9,7 +9,6 @@ from fewbits._base.arrays import same_array, to_numpy
 from fewbits.numerics.format import Format, Int
 from fewbits.numerics.formats import FORMATS as CATALOG
 from fewbits.numerics.granularity import PerChannel, PerGroup, PerTensor
-from fewbits.numerics.named import Solver
 from fewbits.numerics.qtensor import QParams, quantize
 from fewbits.numerics.scaling import affine_from_amax, choose_affine, choose_scale
 from fewbits.numerics.scheme import Scheme
@@ -102,27 +101,12 @@ def same_on_strict(values: np.ndarray, name: str, *, axis: int = -1, seed: int |
     assert same_array(ours.dequantize(), theirs.dequantize())
 
 
-PAST = "rows are cut by slices that end past the array, which array-api-strict refuses"
-
-
-def _case(name: str) -> object:
-    solved = isinstance(SCHEMES.of_array(name).rule, Solver)
-    return pytest.param(name, marks=[pytest.mark.xfail(strict=True, raises=IndexError, reason=PAST)] if solved else [])
-
-
 @pytest.mark.parametrize("dtype", SINGLE)
-@pytest.mark.parametrize("name", [_case(name) for name in (*SCHEMES, *SHORTHANDS)])
+@pytest.mark.parametrize("name", [*SCHEMES, *SHORTHANDS])
 def test_every_scheme_gives_the_same_codes_scales_and_values(name, dtype):
     values = hard_rows(columns_of(name)).astype(dtype)
     same_on_strict(values, name)
     same_on_strict(np.ascontiguousarray(values.T), name, axis=0)
-
-
-@pytest.mark.parametrize("name", [name for name in SCHEMES if isinstance(SCHEMES.of_array(name).rule, Solver)])
-def test_every_search_gives_the_same_blocks_where_a_tile_is_a_row(monkeypatch, name):
-    columns = columns_of(name)
-    monkeypatch.setattr("fewbits.numerics.quantizing.TILE", columns)
-    same_on_strict(hard_rows(columns), name)
 
 
 @pytest.mark.parametrize("name", ["int4-g32", "uint8-asym", "nvfp4", "nf4-dq", "mxfp8", "ternary"])
