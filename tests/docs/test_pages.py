@@ -79,9 +79,11 @@ def refresh() -> ModuleType:
     return module
 
 
-def test_the_table_of_rules_is_the_target_s(refresh):
-    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
-    assert refresh.with_table(page) == page, "run: python tests/docs/refresh.py"
+@pytest.mark.parametrize("name", ["targets.md", "formats.md"])
+def test_what_is_generated_is_of_today(refresh, name):
+    assert name in refresh.GENERATED
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert refresh.refreshed(name, page) == page, "run: python tests/docs/refresh.py"
 
 
 def test_the_page_of_exit_codes_has_each_code_once():

@@ -249,3 +249,23 @@ DEVIATIONS = (
         why=_NAN_WHY,
     ),
 )
+
+# Format -> the libraries whose cast of it is compared, over all float16 and bfloat16 inputs and every tie.
+COUNTERPARTS = {
+    "fp16": ("numpy", "torch"),
+    "bf16": ("ml_dtypes", "torch"),
+    "fp8_e4m3": ("ml_dtypes", "onnxruntime", "torch"),
+    "fp8_e5m2": ("ml_dtypes", "onnxruntime", "torch"),
+    "e8m0": ("ml_dtypes", "torch"),
+    "fp6_e3m2": ("ml_dtypes",),
+    "fp6_e2m3": ("ml_dtypes",),
+    "fp4_e2m1": ("ml_dtypes",),
+    "int8": ("onnxruntime",),
+    "uint8": ("onnxruntime",),
+    "int16": ("onnxruntime",),
+    "uint16": ("onnxruntime",),
+    "int4": ("ml_dtypes", "onnxruntime"),
+    "uint4": ("ml_dtypes", "onnxruntime"),
+    "int2": ("ml_dtypes", "onnxruntime"),
+    "uint2": ("ml_dtypes", "onnxruntime"),
+}

@@ -36,7 +36,7 @@ def _beside(name: str) -> ModuleType:
     return module
 
 
-DEVIATIONS = _beside("deviations").DEVIATIONS
+DEVIATIONS, COUNTERPARTS = _beside("deviations").DEVIATIONS, _beside("deviations").COUNTERPARTS
 Codes = np.ndarray
 Cast = Callable[[np.ndarray], Codes]
 
@@ -382,3 +382,8 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
     different = (ours.view(np.int32) != theirs.view(np.int32)) & ~(np.isnan(ours) & np.isnan(theirs))
     bad = np.flatnonzero(different)
     assert bad.size == 0, (ours[bad[:5]].tolist(), theirs[bad[:5]].tolist())
+
+
+def test_the_page_of_formats_names_the_casts_that_are_compared():
+    named = {(library, name) for name, libraries in COUNTERPARTS.items() for library in libraries}
+    assert named == {(library, name) for library, name in CASTS if "," not in library}
