@@ -268,17 +268,24 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_json(text, where=os.fspath(path))
 
 
-def inspect(model: str | os.PathLike[str], *, target: str = "ort-cpu", max_memory: int | None = None) -> Inspection:
+def inspect(
+    model: str | os.PathLike[str],
+    *,
+    target: str = "ort-cpu",
+    scheme: str | None = None,
+    max_memory: int | None = None,
+) -> Inspection:
     """Returns what is in a model: sites, sizes, and what the target could do with each node.
 
     Args:
       model: Path of an ONNX file.
       target: Runtime and instruction set of the deployment.
+      scheme: What ``quantize`` would be asked for, e.g. ``w4a16-g32``; static int8 where None.
       max_memory: Bytes that one run of the model may take; by its size where None.
     """
     from fewbits.search.inspection import inspect_model
 
-    return inspect_model(_model_path(model), target=target, max_memory=max_memory)
+    return inspect_model(_model_path(model), target=target, scheme=scheme, max_memory=max_memory)
 
 
 def plan(

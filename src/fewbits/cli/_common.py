@@ -50,7 +50,7 @@ def job_options(function: Function) -> Function:
             click.option(
                 "--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists."
             ),
-            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a16."),
+            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a16, w4a16-g32."),
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
             click.option(
                 "--effort",

@@ -28,6 +28,7 @@ _CARRIED = {
 @click.command("inspect")
 @click.argument("model", type=MODEL)
 @click.option("--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists.")
+@click.option("--scheme", metavar="NAME", help="As 'fewbits quantize' would be asked: w8a16, w4a16-g32. Default: w8a8.")
 @click.option("--all", "every", is_flag=True, help="List every node.")
 @click.option("--node", metavar="NAME", help="All that the target says of one node.")
 @click.option("--max-memory", metavar="4GB", help="Memory that one run of the model may take. Default: by its size.")
@@ -35,6 +36,7 @@ _CARRIED = {
 def command(
     model: str,
     target: str,
+    scheme: str | None,
     every: bool,
     node: str | None,
     max_memory: str | None,
@@ -46,10 +48,12 @@ def command(
     if node is not None:
         if every:
             raise click.UsageError("--all and --node exclude each other; give one of them")
+        if scheme is not None:
+            raise click.UsageError("--node shows the rules of w8a8; leave --scheme out, or see --scheme with --all")
         return _show_node(model, node, target, as_json)
     from fewbits.api import inspect
 
-    found = inspect(model, target=target, max_memory=parse_size(max_memory))
+    found = inspect(model, target=target, scheme=scheme, max_memory=parse_size(max_memory))
     if as_json:
         say_json({"schema_version": 1, **asdict(found), "states": found.states})
         return 0
@@ -109,12 +113,13 @@ def _specials(found: Inspection) -> Iterator[tuple[str, str]]:
 
 
 def _prospects(found: Inspection) -> list[str]:
-    small = human_bytes(found.quantizable_bytes / 4)
+    codes = "8 bits" if 4 * found.codes_bytes == found.quantizable_bytes else "codes"
+    small = f"{human_bytes(found.codes_bytes)} in {codes}"
     rest = human_bytes(found.weight_bytes - found.quantizable_bytes)
     return [
         f"what {found.target} could do:",
         f"  work    {100 * found.integer_share:.1f}% of the multiply-accumulates in integers",
-        f"  weights {human_bytes(found.quantizable_bytes)} -> {small} in 8 bits; the other {rest} keep their size",
+        f"  weights {human_bytes(found.quantizable_bytes)} -> {small}; the other {rest} keep their size",
         f"  nodes   {', '.join(f'{count} {state}' for state, count in found.states.items())}",
     ]
 

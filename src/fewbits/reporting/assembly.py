@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fewbits._base.cpu import cores, cpu_flags, cpu_name
 from fewbits.measurement.executed import mac_bits
 from fewbits.measurement.latency import Speedup, Timing
+from fewbits.numerics.granularity import PerGroup
 from fewbits.planning.macs import count_macs
 from fewbits.planning.record import Record
 from fewbits.reporting import schema
@@ -37,7 +39,7 @@ def assemble(run: Finished) -> schema.Report:
             quantized_bytes=run.file_bytes,
             ratio=prepared.model.file_bytes / run.file_bytes,
         ),
-        latency=schema.Latency() if run.ran is None else _latency(run.ran),
+        latency=schema.Latency() if run.ran is None else _latency(run, run.ran),
         memory=_memory(run),
         executed=schema.Executed() if run.ran is None else _executed(run, run.ran),
         flips=schema.Flips()
@@ -81,8 +83,9 @@ def assemble(run: Finished) -> schema.Report:
 def _weights_sentence(run: Finished, report: schema.Report) -> str:
     """Returns the first line where nothing was judged: what was done, and what is not known."""
     gains = ", ".join(text for text in (smaller(report), faster(report)) if text)
-    count = len(run.candidate.plan.quantized)
-    return f"{count} weights stored in 8 bits, {gains}; the loss was not measured: {run.unmeasured}."
+    widths = Counter(d.scheme.format.stored_bits for d in run.candidate.plan.quantized if d.scheme is not None)
+    counts = [f"{count} weights stored in {bits} bits" for bits, count in sorted(widths.items())]
+    return f"{', '.join(counts)}, {gains}; the loss was not measured: {run.unmeasured}."
 
 
 def _search(run: Finished) -> tuple[schema.Candidate, ...]:
@@ -147,7 +150,14 @@ def _metric(run: Finished, judged: Judged | None) -> schema.Metric:
     return schema.Metric.model_validate({**named.model_dump(), **figures})
 
 
-def _latency(ran: Ran) -> schema.Latency:
+def _accuracy_level(run: Finished) -> dict[str, int]:
+    """Returns how exactly the runtime's block operators compute, where the file holds any: it changes the answer."""
+    level = run.prepared.target.accuracy_level
+    blocks = any(d.scheme and isinstance(d.scheme.granularity, PerGroup) for d in run.candidate.plan.quantized)
+    return {"accuracy_level": level} if blocks and level is not None and not run.float_kept else {}
+
+
+def _latency(run: Finished, ran: Ran) -> schema.Latency:
     performance = ran.performance
     speedup = performance.speedup
     return schema.Latency(
@@ -165,7 +175,7 @@ def _latency(ran: Ran) -> schema.Latency:
         batch=performance.batch,
         runtime=performance.runtime,
         isa=_isa(),
-        session_options={**performance.options.describe(), "clock": performance.clock},
+        session_options={**performance.options.describe(), **_accuracy_level(run), "clock": performance.clock},
     )
 
 
@@ -332,7 +342,7 @@ def _measured(ran: Ran) -> dict[str, Any]:
         "clock": performance.clock,
         "blocks_ms": {name: list(blocks) for name, blocks in latency.block_ms.items()},
         "batch": performance.batch,
-        "options": performance.options.describe(),
+        "options": dict(performance.session_options),
         "runtime": performance.runtime,
         "memory": {"peak_bytes": performance.peak_bytes, "float_peak_bytes": performance.float_peak_bytes},
         "nodes": [

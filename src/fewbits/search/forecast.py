@@ -20,7 +20,7 @@ from fewbits.search.loop import EFFORTS, check_effort
 from fewbits.search.memory import memory_needed
 from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions, wanted_scheme
 from fewbits.search.verdict_data import Parts
-from fewbits.targets import place, place_stored, resolve_target
+from fewbits.targets import place, place_stored, refuse_none_in_blocks, resolve_target
 
 # Bytes that a Q/DQ pair with scale and zero point adds to a file; measured on the exported files of three networks.
 _PAIR_BYTES = 250
@@ -76,6 +76,7 @@ def make_forecast(request: Request) -> Forecast:
     stored_only = request.weights_only
     wanted = wanted_scheme(request, target)
     placement = place_stored(model.view, target, wanted) if stored_only else place(model.view, target)
+    refuse_none_in_blocks(placement, wanted, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     base = Plan(

@@ -11,6 +11,8 @@ from fewbits._base.catalog import nearest
 from fewbits._base.errors import UnknownNameError
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
+from fewbits.numerics.granularity import PerGroup
+from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.macs import count_macs
 from fewbits.planning.site import OpView, Role
 from fewbits.search.holdings import (
@@ -22,7 +24,7 @@ from fewbits.search.holdings import (
     inner_weights,
     shared_weights,
 )
-from fewbits.targets import Placement, place, resolve_target
+from fewbits.targets import Placement, not_written, place, place_stored, resolve_target, stored_scheme
 from fewbits.targets.base import Target
 
 # Rule and words for weights whose reader runs in integers, or moves codes, without being quantized itself.
@@ -86,7 +88,8 @@ class Inspection:
       outputs: Names.
       parameters: Elements of all weights.
       file_bytes: Size of the file.
-      quantizable_bytes: Bytes of the weights that the target would store in 8 bits.
+      quantizable_bytes: Bytes of the weights that the target would store in codes.
+      codes_bytes: Bytes of their codes; with the scales where those belong to blocks.
       macs: Multiply-accumulates of one example.
       integer_macs: Those that would run in integers.
       target: Target with its instruction set.
@@ -111,6 +114,7 @@ class Inspection:
     parameters: int
     file_bytes: int
     quantizable_bytes: int
+    codes_bytes: int
     macs: int
     integer_macs: int
     target: str
@@ -152,10 +156,14 @@ class Inspection:
         return dict(Counter(node.state for node in self.nodes).most_common())
 
 
-def inspect_model(path: str, *, target: str, max_memory: int | None = None) -> Inspection:
-    """Returns what is in the model at a path, and what the target could do with it."""
-    model, chosen = open_model(path, max_memory=max_memory), resolve_target(target)
-    placement = place(model.view, chosen)
+def inspect_model(path: str, *, target: str, scheme: str | None = None, max_memory: int | None = None) -> Inspection:
+    """Returns what is in the model at a path, and what the target could do with it, under a scheme if one is named."""
+    chosen = resolve_target(target)
+    wanted = None if scheme is None else stored_scheme(scheme, SCHEMES[scheme], chosen)
+    if scheme is not None and wanted is None and scheme not in chosen.schemes:
+        raise not_written(scheme, chosen)
+    model = open_model(path, max_memory=max_memory)
+    placement = place(model.view, chosen) if wanted is None else place_stored(model.view, chosen, wanted)
     macs = count_macs(model.view)
     running = set(placement.integer)
     weights = [p.site for p in placement.sites if p.site.role in (Role.WEIGHT, Role.CONSTANT)]
@@ -169,6 +177,7 @@ def inspect_model(path: str, *, target: str, max_memory: int | None = None) -> I
         parameters=model.parameters,
         file_bytes=model.file_bytes,
         quantizable_bytes=sum(4 * model.view.tensors[site.name].elements for site in weights),
+        codes_bytes=_codes_bytes(model, placement),
         macs=sum(macs.values()),
         integer_macs=sum(count for name, count in macs.items() if name in running),
         target=chosen.full_name,
@@ -184,6 +193,18 @@ def inspect_model(path: str, *, target: str, max_memory: int | None = None) -> I
         axes={spec.name: axes_in_words(spec) for spec in model.inputs},
         data_files=data_files(model, Path(path)),
     )
+
+
+def _codes_bytes(model: OnnxModel, placement: Placement) -> int:
+    """Returns the bytes of the codes of all weights; with the scales where those belong to blocks."""
+    bits = 0
+    for placed in placement.sites:
+        if placed.site.role in (Role.WEIGHT, Role.CONSTANT):
+            tensor = model.view.tensors[placed.site.name]
+            blocks = isinstance(placed.scheme.granularity, PerGroup)
+            shape = tuple(size or 1 for size in tensor.shape or ())
+            bits += placed.scheme.stored_bits(shape) if blocks else 8 * tensor.elements
+    return -(-bits // 8)
 
 
 def _weight_bytes(model: OnnxModel) -> dict[str, int]:

@@ -27,7 +27,15 @@ from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.plan import Plan
 from fewbits.search.loop import check_effort
 from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
-from fewbits.targets import Placement, not_written, place, place_stored, resolve_target, stored_scheme
+from fewbits.targets import (
+    Placement,
+    not_written,
+    place,
+    place_stored,
+    refuse_none_in_blocks,
+    resolve_target,
+    stored_scheme,
+)
 from fewbits.targets.base import Target
 
 # Seconds of the latency measurement; the interval narrows with their root.
@@ -198,6 +206,7 @@ def prepare(request: Request) -> Prepared:
     output = score_output(model, request.score_output)
     weights_only = request.weights_only
     placement = place_stored(model.view, target, wanted) if weights_only else place(model.view, target)
+    refuse_none_in_blocks(placement, wanted, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     if request.data is None and weights_only and request.max_drop is None and request.evaluation is None:

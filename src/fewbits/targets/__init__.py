@@ -6,7 +6,15 @@ from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set
 from fewbits._base.errors import UsageError
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
-from fewbits.targets._stored import block_fault, not_written, place_stored, storable, stored_rule, stored_scheme
+from fewbits.targets._stored import (
+    block_fault,
+    not_written,
+    place_stored,
+    refuse_none_in_blocks,
+    storable,
+    stored_rule,
+    stored_scheme,
+)
 from fewbits.targets.base import Target
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "not_written",
     "place",
     "place_stored",
+    "refuse_none_in_blocks",
     "resolve_target",
     "storable",
     "stored_rule",

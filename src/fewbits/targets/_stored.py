@@ -23,6 +23,7 @@ _LEAST_ELEMENTS = 256
 _FEW_BITS = 4
 # What ``--scheme`` may ask in blocks, for the nearest to a name that is none.
 _BITS = (2, 4, 8)
+_MEANT = "did you mean "
 _NONE = Reason(slug="weights-only", text="only weights are quantized, as asked, and it has none")
 
 
@@ -39,26 +40,42 @@ def stored_scheme(name: str, named: NamedScheme, target: Target) -> Scheme | Non
         return None
     if name in target.schemes:
         return scheme
-    if target.block_sizes and isinstance(scheme.granularity, PerChannel) and scheme.format.stored_bits <= _FEW_BITS:
+    silent = isinstance(scheme.granularity, PerChannel) and "-channel" not in name
+    if target.block_sizes and silent and scheme.format.stored_bits <= _FEW_BITS:
         scheme = replace(scheme, granularity=PerGroup(axis=-1, size=target.default_block))
     plain = scheme == Scheme(format=scheme.format, granularity=scheme.granularity, symmetric=scheme.symmetric)
     size = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
     if size in target.block_sizes and plain and isinstance(scheme.format, Int) and scheme.format.bits in _BITS:
         return scheme
-    raise not_written(name, target)
+    raise not_written(name, target, scheme)
 
 
-def not_written(name: str, target: Target) -> TargetError:
-    """Returns the refusal of a scheme that the target does not write, with the nearest that it does."""
-    known = [f"w{bits}a16-g{size}{sign}" for bits in _BITS for size in target.block_sizes for sign in ("", "-asym")]
-    blocks = f", w{{2,4,8}}a16-g{{{','.join(map(str, target.block_sizes))}}}[-asym]" if known else ""
-    hint = nearest(name, [*target.schemes, *known])
-    near = f"{hint} " if hint.startswith("did you mean") else ""
+def not_written(name: str, target: Target, scheme: Scheme | None = None) -> TargetError:
+    """Returns the refusal of a scheme that the target does not write, with the nearest that it does.
+
+    Args:
+      name: What was asked for.
+      target: The rules.
+      scheme: How it would store weights, where it is for weights alone.
+    """
+    blocks = f", w{{2,4,8}}a16-g{{{','.join(map(str, target.block_sizes))}}}[-asym]" if target.block_sizes else ""
+    hint = nearest(name, list(target.schemes))
+    near = f"; the nearest is {hint[len(_MEANT) : -1]}" if hint.startswith(_MEANT) else ""
+    if scheme is not None and target.block_sizes:
+        near = f"; the nearest is {_nearest_in_blocks(scheme, target)!r}"
     return TargetError(
-        f"{target.name} does not write {name!r}; {near}it writes {', '.join(target.schemes)}{blocks} "
+        f"{target.name} does not write {name!r}{near}; it writes {', '.join(target.schemes)}{blocks} "
         "(fewbits.quantize_array quantizes single arrays to every scheme)",
         slug="scheme-not-written",
     )
+
+
+def _nearest_in_blocks(scheme: Scheme, target: Target) -> str:
+    """Returns the shorthand with at least as many bits, and the group size of the least ratio to what was asked."""
+    bits = next((bits for bits in _BITS if bits >= scheme.format.stored_bits), _BITS[-1])
+    asked = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else target.default_block
+    size = min(target.block_sizes, key=lambda size: max(size / asked, asked / size))
+    return f"w{bits}a16-g{size}{'' if scheme.symmetric else '-asym'}"
 
 
 def place_stored(graph: GraphView, target: Target, wanted: Scheme | None = None) -> Placement:
@@ -70,20 +87,31 @@ def place_stored(graph: GraphView, target: Target, wanted: Scheme | None = None)
       graph: The model.
       target: The rules.
       wanted: What ``stored_scheme`` found; None for a scale a channel.
-    Raises: TargetError(slug="nothing-to-quantize") where blocks are wanted, and no weight of the model can be in them.
     """
     found = _Stored(graph, target, wanted)
     for op in graph.ops:
         found.see(op)
-    if wanted is not None and found.in_channels and not found.in_blocks:
-        name, op, why = found.in_channels[0]
-        more = len(found.in_channels) - 1
-        raise TargetError(
-            f"no weight can be stored as {wanted.name} on {target.full_name}: {op.label} {op.name!r} with weight "
-            f"{name!r}: {why}" + (f", and {more} more" if more else "") + "; nearest: --scheme w8a16",
-            slug="nothing-to-quantize",
-        )
     return found.placement()
+
+
+def refuse_none_in_blocks(placement: Placement, wanted: Scheme | None, target: Target) -> None:
+    """Raises TargetError(slug="nothing-in-blocks") where blocks are wanted, and no weight can be in them."""
+    if wanted is None or not isinstance(wanted.granularity, PerGroup) or not placement.sites:
+        return
+    if any(isinstance(placed.scheme.granularity, PerGroup) for placed in placement.sites):
+        return
+    first, more = placement.sites[0], len(placement.sites) - 1
+    why = first.reason.removeprefix(_instead(first.scheme, wanted)).partition(";")[0]
+    raise TargetError(
+        f"{target.full_name} can hold no weight of the model in {wanted.format.name}: {first.site.op} "
+        f"{first.site.node!r}, weight {first.site.name!r}: {why}{f'; and {more} more weights' if more else ''}; the "
+        "nearest that it can hold is --scheme w8a16",
+        slug="nothing-in-blocks",
+    )
+
+
+def _instead(scheme: Scheme, wanted: Scheme) -> str:
+    return f"{scheme.format.name} a channel, not {wanted.format.name} in blocks: "
 
 
 @final
@@ -95,8 +123,6 @@ class _Stored:
         self.wanted = wanted if wanted is not None and isinstance(wanted.granularity, PerGroup) else None
         self.sites: dict[str, PlacedSite] = {}
         self.reasons: dict[str, Reason] = {}
-        self.in_blocks: list[str] = []
-        self.in_channels: list[tuple[str, OpView, str]] = []
 
     def see(self, op: OpView) -> None:
         rule = stored_rule(op, self.target)
@@ -106,10 +132,12 @@ class _Stored:
             return
         for name in names:
             self._store(name, op, rule)
-        held = [self.sites[name].scheme.format.stored_bits for name in names if name in self.sites]
-        bits = held[0] if held else self.target.variant.weight.bits
-        how = "and multiplied as it is" if bits < self.target.variant.weight.bits else "and dequantized before use"
-        text = f"its weight is stored in {bits} bits {how}, as asked: it computes in float"
+        placed = next((self.sites[name] for name in names if name in self.sites), None)
+        if placed is not None and self.wanted is not None:
+            text = f"its weight is stored as {placed.scheme.name}: {placed.reason}"
+        else:
+            bits = self.target.variant.weight.bits
+            text = f"its weight is stored in {bits} bits and dequantized before use, as asked: it computes in float"
         self.reasons[op.name] = Reason(slug="weights-only", text=text)
 
     def _store(self, name: str, op: OpView, rule: StoredRule) -> None:
@@ -124,12 +152,10 @@ class _Stored:
             why = block_fault(name, op, self.wanted.format, self.graph, self.target)
             if why is None:
                 assert rule.blocks is not None
-                self.in_blocks.append(name)
                 blocks = PerGroup(axis=rule.blocks.axis(op), size=self.wanted.granularity.size)
                 scheme, reason = replace(self.wanted, granularity=blocks), rule.blocks.runs_as
             else:
-                self.in_channels.append((name, op, why))
-                reason = f"{scheme.format.name} a channel, not {self.wanted.format.name}: {why}; {reason}"
+                reason = f"{_instead(scheme, self.wanted)}{why}; {reason}"
         site = Site(name=name, role=Role.WEIGHT, op=op.op, node=op.name, shape=self.graph.tensors[name].shape or ())
         self.sites[name] = PlacedSite(site=site, scheme=scheme, reason=reason)
 
