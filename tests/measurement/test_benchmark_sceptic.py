@@ -44,7 +44,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(runs: Mapping[str, Run], **options: Any) -> LatencyResult:
         return measure_latency(runs, **{**options, "clock": clock})
 
-    monkeypatch.setattr(benchmark, "RUNTIMES", {"ort": SimpleNamespace(open=opened, name="told 1.0")})
+    runtime = SimpleNamespace(open=opened, name="told 1.0", describe=lambda options: {"threads": "1"})
+    monkeypatch.setattr(benchmark, "RUNTIMES", {"ort": runtime})
     monkeypatch.setattr(benchmark, "measure_latency", measured)
     monkeypatch.setattr(benchmark, "peak_bytes", lambda file, options, feeds: 1000 * len(file.read_bytes()))
 

@@ -113,6 +113,9 @@ class _Fake(Runtime):
     def _spend(self, nanoseconds: int) -> None:
         self.now += nanoseconds
 
+    def describe(self, options: Options) -> dict[str, str]:
+        return {}
+
     def open(self, model: bytes | Path, options: Options) -> Session:
         assert isinstance(model, bytes)
         assert options.threads == 1

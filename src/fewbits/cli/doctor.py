@@ -217,7 +217,7 @@ def _timed(seconds: float, quiet: bool) -> dict[str, Any]:
         times = measure_kernels(runtime, seconds=seconds, signed=signed, progress=progress)
     return {
         "runtime": runtime.name,
-        "session_options": Options().describe(),
+        "session_options": runtime.describe(Options()),
         "seconds": seconds,
         "layers": {
             layer.key: {"op": layer.op, "data": layer.data, "weight": layer.weight, "chain": layer.depth}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ class Performance:
       float_bytes: Size of the float file.
       options: Session options of both.
       runtime: Runtime with version.
+      session_options: The options in the runtime's own words.
       batch: Examples per run.
       mended: How much faster the float model is in canonical form, repairs included; None where that is the file.
       over_mended: How much faster the handed-over file is than that.
@@ -77,6 +79,7 @@ class Performance:
     float_bytes: int
     options: Options
     runtime: str
+    session_options: Mapping[str, str]
     batch: int
     mended: Speedup | None = None
     over_mended: Speedup | None = None
@@ -120,7 +123,7 @@ def quick_speedup(
       seconds: How long is measured.
       seed: Of the order.
     """
-    runtime = RUNTIMES["ort"]
+    runtime = RUNTIMES[options.runtime]
     first, second = runtime.open(models[0], options), runtime.open(models[1], replace(options, data_folder=None))
     runs = {FLOAT: lambda: first.run(feeds), QUANTIZED: lambda: second.run(feeds)}
     clock = _CLOCKS[options.threads == 1][1]
@@ -143,7 +146,7 @@ def measure_performance(
     named = dict(zip((FLOAT, QUANTIZED, MENDED), files, strict=False))
     own = {name: replace(options, data_folder=file.data_folder) for name, file in named.items()}
     float_file, quantized_file = files[:2]
-    runtime = RUNTIMES["ort"]
+    runtime = RUNTIMES[options.runtime]
     sessions = {name: runtime.open(file.model, own[name]) for name, file in named.items()}
     latency = measure_latency(
         {name: partial(session.run, feeds) for name, session in sessions.items()},
@@ -164,6 +167,7 @@ def measure_performance(
         float_bytes=float_file.size,
         options=options,
         runtime=runtime.name,
+        session_options=runtime.describe(options),
         batch=batch,
         mended=latency.speedups.get(MENDED),
         over_mended=latency.speedup(QUANTIZED, over=MENDED) if MENDED in named else None,

@@ -18,7 +18,7 @@ import numpy as np
 
 from fewbits._base.cpu import cpu_flags
 from fewbits._base.errors import VerificationError
-from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes import RUNTIMES, open_session
 from fewbits.runtimes.base import Options, Tensors
 
 # Another CPU or runtime version may round a code differently here and there; below this, answers differ in earnest.
@@ -37,7 +37,8 @@ def make_golden(model: Path, feeds: Tensors, options: Options, *, seed: int) -> 
     recipe = {
         "seed": seed,
         "threads": options.threads,
-        "runtime": RUNTIMES["ort"].name,
+        "runtime": RUNTIMES[options.runtime].name,
+        "session": {"runtime": options.runtime, "precision": options.precision},
         "isa": list(cpu_flags()),
         "inputs": [
             {"name": n, "dtype": a.dtype.name, "shape": list(a.shape), "low": float(a.min()), "high": float(a.max())}
@@ -46,7 +47,7 @@ def make_golden(model: Path, feeds: Tensors, options: Options, *, seed: int) -> 
     }
     inputs = _draw(recipe)
     recipe["sha256"] = _digest(inputs)
-    outputs = RUNTIMES["ort"].open(model, options).run(inputs)
+    outputs = open_session(model, options).run(inputs)
     buffer = io.BytesIO()
     arrays = {f"output_{i}": value for i, value in enumerate(outputs.values())}
     recipe["outputs"] = list(outputs)
@@ -104,10 +105,16 @@ def replay_golden(model: Path, golden: bytes) -> Replay:
         )
     # The bytes and not the path: the runtime takes no path that the locale cannot decode.
     folder = model.parent.resolve() if model.with_name(f"{model.name}.data").exists() else None
-    options = Options(threads=int(recipe["threads"]), data_folder=folder)
-    outputs = RUNTIMES["ort"].open(model.read_bytes(), options).run(inputs)
+    session = recipe.get("session", {})
+    options = Options(
+        runtime=str(session.get("runtime", "ort")),
+        threads=int(recipe["threads"]),
+        data_folder=folder,
+        precision=str(session.get("precision", "f32")),
+    )
+    outputs = open_session(model.read_bytes(), options).run(inputs)
     equal = all(name in outputs and outputs[name].tobytes() == value.tobytes() for name, value in stored.items())
-    same_place = recipe["runtime"] == RUNTIMES["ort"].name and recipe["isa"] == list(cpu_flags())
+    same_place = recipe["runtime"] == RUNTIMES[options.runtime].name and recipe["isa"] == list(cpu_flags())
     sqnr = float("inf") if equal else _sqnr(stored, outputs)
     if not equal and (same_place or sqnr < _LEAST_SQNR_DB):
         where = "on the runtime and CPU that it was made on" if same_place else f"by {sqnr:.1f} dB"

@@ -1,6 +1,6 @@
 """Peak memory of opening and running a file: a process of its own, read from the kernel's high-water mark.
 
-    python -m fewbits.measurement.memory MODEL THREADS INPUTS.npz DATA_FOLDER
+    python -m fewbits.measurement.memory MODEL INPUTS.npz DATA_FOLDER RUNTIME THREADS PRECISION
 
 prints the bytes by which the peak exceeds the process before it opened the model.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options, Tensors
 
 # Runs after which the arena has its final size.
@@ -31,8 +32,9 @@ def peak_bytes(model: Path, options: Options, feeds: Tensors) -> int | None:
     with tempfile.TemporaryDirectory(prefix="fewbits-memory-") as folder:
         inputs = Path(folder) / "inputs.npz"
         np.savez(inputs, **dict(feeds))  # type: ignore[arg-type]
-        command = [sys.executable, "-P", "-m", "fewbits.measurement.memory", str(model), str(options.threads)]
-        command += [str(inputs), "" if options.data_folder is None else str(options.data_folder)]
+        command = [sys.executable, "-P", "-m", "fewbits.measurement.memory", str(model), str(inputs)]
+        command += ["" if options.data_folder is None else str(options.data_folder)]
+        command += [options.runtime, str(options.threads), options.precision]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=True)
             return int(done.stdout.strip())
@@ -47,19 +49,20 @@ def _status(key: str) -> int:
     return 0
 
 
-def _main(model: str, threads: str, inputs: str, folder: str) -> None:
-    import onnxruntime  # noqa: F401  (loaded before the baseline: the library is not the model)
-
-    from fewbits.runtimes.ort import RUNTIME
-
+def _main(model: str, inputs: str, folder: str, runtime: str, threads: str, precision: str) -> None:
+    opened = RUNTIMES[runtime]
+    _ = opened.name  # loads the library before the baseline: it is not the model
     with np.load(inputs, allow_pickle=False) as file:
         feeds = {name: file[name] for name in file.files}
     before = _status("VmRSS")
-    session = RUNTIME.open(Path(model), Options(threads=int(threads), data_folder=Path(folder) if folder else None))
+    options = Options(
+        runtime=runtime, threads=int(threads), precision=precision, data_folder=Path(folder) if folder else None
+    )
+    session = opened.open(Path(model), options)
     for _ in range(_RUNS):
         session.run(feeds)
     sys.stdout.write(str(max(0, _status("VmHWM") - before)))
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:5])
+    _main(*sys.argv[1:7])

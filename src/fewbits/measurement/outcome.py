@@ -21,7 +21,7 @@ from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.quality import Quality, QualityMeter
 from fewbits.models.onnx.feeding import model_batches, real_rows, run_options
 from fewbits.models.onnx.model import OnnxModel
-from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes import open_session
 from fewbits.runtimes.base import Options, Session
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Reference:
       indices: Which of them, ascending.
       metric: How they are scored.
       output: Name of the output that holds the answer.
-      options: Session options, the same for every model that is compared.
+      options: Session options of every model that is compared; the float model itself runs in ONNX Runtime.
     """
 
     def __init__(
@@ -111,8 +111,9 @@ class Reference:
     def prepare(self, progress: Progress, *, stage: str) -> np.ndarray:
         """Returns the float model's scores, [n]; runs it once and keeps its outputs."""
         if self._scores is None:
-            options = run_options(self._model, self._options)
-            session = RUNTIMES["ort"].open(self._model.original, options)
+            # What float means does not depend on the runtime that is measured.
+            options = run_options(self._model, Options(threads=self._options.threads))
+            session = open_session(self._model.original, options)
             scores, done = [], 0
             for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
                 check_values(batch)
@@ -144,7 +145,7 @@ class Reference:
           limit: Only about the first so many examples (whole batches); all where None.
         """
         float_scores = self.prepare(progress, stage="float model")
-        session = RUNTIMES["ort"].open(candidate, replace(self._options, data_folder=data_folder))
+        session = open_session(candidate, replace(self._options, data_folder=data_folder))
         meter, scores, done = QualityMeter(), [], 0
         for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
             if limit is not None and done >= limit:

@@ -175,7 +175,7 @@ def _latency(run: Finished, ran: Ran) -> schema.Latency:
         batch=performance.batch,
         runtime=performance.runtime,
         isa=_isa(),
-        session_options={**performance.options.describe(), **_accuracy_level(run), "clock": performance.clock},
+        session_options={**performance.session_options, **_accuracy_level(run), "clock": performance.clock},
     )
 
 

@@ -17,28 +17,23 @@ Tensors = Mapping[str, np.ndarray]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a session is opened; written into the report, because it changes numbers and speed.
+    """How a session is opened, and where; written into the report, because it changes numbers and speed.
 
     Args:
+      runtime: Name in the catalog of runtimes.
       threads: Threads inside one operator.
       optimize: All graph optimizations if true, none if false.
       data_folder: Where the external data of a model lie that is given as bytes.
       seconds: After which one run is ended; None for no limit, as where a clock watches.
+      precision: In which numbers a runtime may compute what is float in the file: ``f32``, or ``bf16`` where it can.
     """
 
+    runtime: str = "ort"
     threads: int = 1
     optimize: bool = True
     data_folder: Path | None = None
     seconds: float | None = None
-
-    def describe(self) -> dict[str, str]:
-        """Returns the options in words."""
-        return {
-            "intra_op_threads": str(self.threads),
-            "inter_op_threads": "1",
-            "graph_optimization": "all" if self.optimize else "none",
-            "spinning": "off",
-        }
+    precision: str = "f32"
 
 
 class Numbers(StrEnum):
@@ -63,6 +58,7 @@ class ExecutedNode:
       inputs: Element type and shape of each input.
       outputs: Element type and shape of each output.
       microseconds: Time that it took, median of the profiled runs.
+      origins: Names of the model's nodes whose work it does, where the runtime tells.
     """
 
     name: str
@@ -71,6 +67,7 @@ class ExecutedNode:
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     microseconds: float
+    origins: tuple[str, ...] = ()
 
 
 class Session(ABC):
@@ -88,6 +85,10 @@ class Runtime(ABC):
     @abstractmethod
     def name(self) -> str:
         """Name with version, e.g. ``onnxruntime 1.31.1``."""
+
+    @abstractmethod
+    def describe(self, options: Options) -> dict[str, str]:
+        """Returns in words how sessions are opened: what changes numbers or speed."""
 
     @abstractmethod
     def open(self, model: bytes | Path, options: Options) -> Session:

@@ -135,6 +135,14 @@ class Ort(Runtime):
 
         return f"onnxruntime {ort.__version__}"
 
+    def describe(self, options: Options) -> dict[str, str]:
+        return {
+            "intra_op_threads": str(options.threads),
+            "inter_op_threads": "1",
+            "graph_optimization": "all" if options.optimize else "none",
+            "spinning": "off",
+        }
+
     def open(self, model: bytes | Path, options: Options) -> Session:
         return OrtSession(_open(model, options), seconds=options.seconds)
 

@@ -42,6 +42,7 @@ from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
+from fewbits.search.sessions import session_options
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place
 
@@ -88,7 +89,7 @@ class _Job:
         self._request = prepared.request
         self._scratch = scratch
         self._clock = _Stages()
-        self._options = Options(threads=prepared.request.threads)
+        self._options = session_options(prepared.target, threads=prepared.request.threads)
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
         self._made: tuple[Prepared, Layerwise] | None = None

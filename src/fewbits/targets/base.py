@@ -138,12 +138,14 @@ class Variant:
       pair_limit: Largest |w_i| + |w_j| of two weight codes of a channel whose products the kernel adds at 16 bits;
         None where it adds them exactly.
       note: One line for ``fewbits targets``.
+      precision: In which numbers what is float in the file is computed: ``f32`` or ``bf16``.
     """
 
     activation: Int
     weight: Int
     pair_limit: int | None
     note: str
+    precision: str = "f32"
 
 
 @final
