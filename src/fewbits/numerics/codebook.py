@@ -21,12 +21,12 @@ class Codebook(Format):
     """Any k values; a code is a place in the list.
 
     Encoding takes the nearest value, decided exactly. A tie goes to the value at the even place of the sorted list,
-    or with ``ties="up"`` to the larger one. Beyond the ends it saturates.
+    with ``ties="up"`` to the larger one, with ``ties="zero"`` to the smaller magnitude. Beyond the ends it saturates.
 
     Args:
       name: The name in catalogs.
       values: 2 to 65536 finite values, distinct as float32, in the order of their codes.
-      ties: ``even`` or ``up``.
+      ties: ``even``, ``up`` or ``zero``.
       source: The document that defines the values.
     Raises: NumericsError(slug="codebook") for too few or too many values, duplicates, NaN and infinity.
 
@@ -37,14 +37,14 @@ class Codebook(Format):
 
     name: str = field()
     values: tuple[float, ...]
-    ties: Literal["even", "up"] = "even"
+    ties: Literal["even", "up", "zero"] = "even"
     source: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _checked(self.name, self.values))
-        if self.ties not in ("even", "up"):
+        if self.ties not in ("even", "up", "zero"):
             raise NumericsError(
-                f"codebook {self.name!r}: ties go to 'even' or 'up', not {self.ties!r}", slug="codebook"
+                f"codebook {self.name!r}: ties go to 'even', 'up' or 'zero', not {self.ties!r}", slug="codebook"
             )
 
     @property
@@ -99,7 +99,7 @@ def _checked(name: str, values: Sequence[float]) -> tuple[float, ...]:
             f"codebook {name!r} holds {distinct[counts > 1][0]!s} more than once (as float32); list each value once",
             slug="codebook",
         )
-    return tuple(seen.tolist())
+    return tuple((seen + np.float32(0)).tolist())  # + 0 turns -0 into 0: equal codebooks share one table
 
 
 @lru_cache(maxsize=64)
@@ -107,8 +107,12 @@ def _limits(fmt: Codebook) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the thresholds between the sorted values, and the code of each place, None where it is the place."""
     order = np.argsort(np.asarray(fmt.values, np.float64), kind="stable")
     grid = np.asarray(fmt.values, np.float64)[order]
-    # Between places p and p + 1 the even one is the upper where p is odd.
-    upward = np.arange(len(grid) - 1) % 2 == 1 if fmt.ties == "even" else np.ones(len(grid) - 1, bool)
+    pairs = len(grid) - 1
+    upward = {
+        "even": np.arange(pairs) % 2 == 1,  # between places p and p + 1 the even one is the upper where p is odd
+        "up": np.ones(pairs, bool),
+        "zero": np.abs(grid[1:]) < np.abs(grid[:-1]),
+    }[fmt.ties]
     codes = None if np.array_equal(order, np.arange(len(order))) else order.astype(np.int32)
     return thresholds(grid, ties_up=upward), codes
 

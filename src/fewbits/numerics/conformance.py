@@ -117,6 +117,9 @@ def encode_takes_the_nearest_and_ties_as_declared(fmt: Format) -> None:
     _is(np.array_equal(back[~tie], np.clip(expected, grid[0], grid[-1])[~tie]), fmt, "encode does not take the nearest")
     if fmt.ties == "up":
         _is(np.array_equal(back[tie], high[tie]), fmt, "a tie does not go up")
+    elif fmt.ties == "zero":
+        nearer = np.where(np.abs(high[tie]) < np.abs(low[tie]), high[tie], low[tie])
+        _is(np.array_equal(back[tie], nearer), fmt, "a tie does not go to the smaller magnitude")
     elif fmt.ties == "even":
         even = np.where(_is_even(fmt, low[tie]), low[tie], high[tie])
         _is(np.array_equal(back[tie], even), fmt, "a tie does not go to the even code")

@@ -70,6 +70,8 @@ class Float(Format):
             2 <= self.exponent_bits <= 8
             and 1 <= self.mantissa_bits <= 10
             and lowest >= -149 + 16
+            and self.bias <= _BIAS  # normal values are normal in float32
+            and 1 - self.bias + _MANTISSA - self.mantissa_bits <= _BIAS  # and so is what rounds the denormals
             and self.max_exponent <= 127
         ):
             raise NumericsError(
@@ -182,6 +184,8 @@ class Float(Format):
         bits = (size << drop) + ((_BIAS - self.bias) << _MANTISSA)
         if self.specials is Specials.IEEE:
             bits = xp.where(size > self.max_code, (size << drop) | _INFINITY, bits)
+        if self.specials is Specials.NAN:
+            bits = xp.where(size == (1 << top) - 1, _INFINITY | (1 << (_MANTISSA - 1)), bits)
         if self.bias != _BIAS:
             denormal = xp.astype(size, xp.float32) * 2.0 ** (1 - self.bias - self.mantissa_bits)
             bits = xp.where(size < (1 << self.mantissa_bits), bits_of(denormal), bits)

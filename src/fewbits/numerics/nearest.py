@@ -13,20 +13,24 @@ _FEW = 16
 def thresholds(grid: np.ndarray, *, ties_up: np.ndarray) -> np.ndarray:
     """Returns float32 t so that the place in the grid of the value nearest to v is the count of t < v.
 
-    The middle of two neighbours is exact in float64 (25 bits, unless they lie 2**28 apart, where its rounding is below
-    float32's step at the larger one). ``v > middle`` is ``v > t`` with t the largest float32 <= middle; where the
-    middle is itself a float32 and a tie goes up, t is the float32 before it.
+    ``v > middle`` is ``v > t`` with t the largest float32 <= middle. Where the middle is itself a float32, a tie that
+    goes up takes the float32 before it; and where float64 rounded the middle onto a float32 (neighbours 2**28 apart),
+    what the rounding lost says on which side of it the middle lies.
 
     Args:
       grid: Values that float32 holds, ascending, [k].
       ties_up: For each pair of neighbours, whether their middle goes to the upper one, [k - 1].
     """
     grid = grid.astype(np.float64)
-    middle = grid[:-1] / 2 + grid[1:] / 2
+    low, high = grid[:-1] / 2, grid[1:] / 2
+    middle = low + high
+    part = middle - low
+    lost = (low - (middle - part)) + (high - part)  # by the rounding of the sum, exactly (Knuth's TwoSum)
     below = middle.astype(np.float32)
     below = np.where(below.astype(np.float64) > middle, np.nextafter(below, np.float32(-np.inf)), below)
-    tie = below.astype(np.float64) == middle
-    found: np.ndarray = np.where(tie & ties_up, np.nextafter(below, np.float32(-np.inf)), below).astype(np.float32)
+    met = below.astype(np.float64) == middle
+    upward = met & ((lost < 0) | ((lost == 0) & ties_up))
+    found: np.ndarray = np.where(upward, np.nextafter(below, np.float32(-np.inf)), below).astype(np.float32)
     found.flags.writeable = False
     return found
 

@@ -197,6 +197,8 @@ def _nearest(value: Fraction, fmt: Format) -> int:
     below, above = value - values[upper - 1], values[upper] - value
     if below != above:
         return upper if above < below else upper - 1
+    if isinstance(fmt, Codebook) and fmt.ties == "zero":
+        return upper if abs(values[upper]) < abs(values[upper - 1]) else upper - 1
     if isinstance(fmt, Codebook):
         return upper if fmt.ties == "up" or upper % 2 == 0 else upper - 1
     return upper if codes[upper] % 2 == 0 else upper - 1

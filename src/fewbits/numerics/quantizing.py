@@ -9,7 +9,7 @@ import numpy as np
 from fewbits._base.arrays import Array, detached, device_of, extremes, largest_magnitude, like, namespace, ordered_sum
 from fewbits._base.errors import NumericsError
 from fewbits.numerics.blocks import TILE, Blocks
-from fewbits.numerics.format import Format, Seed, refuse_other_dtypes
+from fewbits.numerics.format import MAX_LISTED_BITS, Format, Int, Seed, refuse_other_dtypes
 from fewbits.numerics.named import FULL_RANGE, ArrayScheme, Solver, lined_up
 from fewbits.numerics.qtensor import QParams, QTensor, as_float32, encode_all, refuse_nonfinite, with_arrays
 from fewbits.numerics.scaling import ScaleRule, Seen
@@ -106,14 +106,44 @@ def choose_params(
     if not scheme.scaled:
         one = xp.ones(scales, dtype=xp.float32, device=device_of(values))
         return QParams(scheme=scheme, scale=one, zero_point=xp.zeros_like(one))
-    chosen = rule.choose(_see(values, scheme, rule), scheme)
+    seen = _see(values, scheme, rule)
+    chosen = rule.choose(seen, scheme)
     offset = chosen.offset
+    scale = chosen.scale
+    if isinstance(scheme.scale, Scheme):
+        scale = _without_say(scale, seen, scheme)
+    elif scheme.scale is not None:
+        scale = _kept_finite(scale, scheme)
     return QParams(
         scheme=scheme,
-        scale=_stored(xp.reshape(chosen.scale, scales), scheme.scale, positive=True, rule=scale_rule),
+        scale=_stored(xp.reshape(scale, scales), scheme.scale, positive=True, rule=scale_rule),
         zero_point=_stored(xp.reshape(chosen.zero_point, scales), scheme.zero_point, positive=False),
         offset=None if offset is None else _stored(xp.reshape(offset, scales), scheme.minimum, positive=False),
     )
+
+
+def _without_say(scale: Array, seen: Seen, scheme: Scheme) -> Array:
+    """Returns the scales, those of groups that any scale fits (all zeros) drawn to the smallest of the others.
+
+    Left at 1 they would decide the scale of the scales: one row of zeros would ruin a tensor of small weights.
+    """
+    xp = namespace(scale)
+    free = seen.low == seen.high if scheme.minimum is not None else seen.amax == 0
+    others = xp.min(xp.where(free, xp.full_like(scale, float("inf")), scale))
+    return xp.where(free & xp.isfinite(others), others, scale)
+
+
+def _kept_finite(scale: Array, scheme: Scheme) -> Array:
+    """Returns the scales, at most the largest that is stored exactly and keeps the furthest code within float32."""
+    fmt, how = scheme.format, scheme.scale
+    if not isinstance(how, Format) or how.stored_bits > MAX_LISTED_BITS:
+        return scale
+    furthest = max(fmt.max_value, -fmt.min_value) if scheme.symmetric else fmt.max_value - fmt.min_value
+    if isinstance(fmt, Int) and scheme.symmetric and not fmt.signed:
+        furthest = (fmt.max_value + 1) / 2
+    grid = how.grid.astype(np.float64)
+    inside = grid[grid * furthest <= np.finfo(np.float32).max]
+    return namespace(scale).clip(scale, None, float(inside[-1]))
 
 
 def _stored(

@@ -279,13 +279,15 @@ class PowerOfTwo(ScaleRule):
         xp = namespace(seen.low)
         amax = xp.astype(seen.amax, xp.float32)
         _refuse_nonfinite(xp, amax)
-        bits = bits_of(amax)
-        # Denormal amax has exponent field 0, and the smallest scale, whatever its mantissa.
-        exponent, mantissa = bits >> 23, bits & 0x7FFFFF
-        raised = xp.astype(mantissa > self._highest_mantissa(scheme.format), xp.int32)
-        # The largest element under the largest scale is still a float32: reach < 2**(emax + 1).
-        emax = _emax(scheme.format)
-        code = xp.clip(exponent + raised - emax, 0, 254 - emax)
+        # A denormal amax is read from 2**24 times it, which is normal.
+        denormal = amax < MIN_SCALE
+        bits = bits_of(xp.where(denormal, xp.where(denormal, amax, xp.zeros_like(amax)) * 2.0**24, amax))
+        exponent = (bits >> 23) - 24 * xp.astype(denormal, xp.int32)
+        raised = xp.astype((bits & 0x7FFFFF) > self._highest_mantissa(scheme.format), xp.int32)
+        # The furthest element under the largest scale is still a float32; MXINT8 has -2, beyond its reach of 127 / 64.
+        fmt = scheme.format
+        furthest = int(_bits_of_one(max(fmt.max_value, -fmt.min_value)) >> 23) - 127
+        code = xp.clip(exponent + raised - _emax(fmt), 0, 254 - furthest)
         one = xp.full_like(code, 127)
         scale = FORMATS["e8m0"].decode(xp.where(amax == 0, one, code))
         return Chosen(scale=scale, zero_point=xp.zeros_like(scale))

@@ -6,5 +6,11 @@ from fewbits.numerics.codebook import Codebook
 from fewbits.numerics.format import Format
 
 FORMATS: tuple[Format, ...] = (
-    Codebook(name="ternary", values=(-1.0, 0.0, 1.0), source="Ternary Weight Networks (arXiv 1605.04711)"),
+    # Half a scale becomes 0, as in BitNet b1.58 (arXiv 2402.17764), which rounds half to even integers.
+    Codebook(
+        name="ternary",
+        values=(-1.0, 0.0, 1.0),
+        ties="zero",
+        source="Ternary Weight Networks (arXiv 1605.04711)",
+    ),
 )
