@@ -15,7 +15,7 @@ from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence import smallest_certifiable_budget
 from fewbits.evidence.verdict import decide
-from fewbits.flow import NOTHING_LEARNED, Learned, observe
+from fewbits.flow import Learned, observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
@@ -38,7 +38,7 @@ from fewbits.search.handing_over import (
     slower_but_smaller,
 )
 from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
-from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial
+from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial, close_enough
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
@@ -236,11 +236,8 @@ class _Job:
     def _taught(self, plan: Plan) -> Plan:
         """Returns the plan with what its layers learn, where that brings other calibration examples closer to float."""
         prepared, parts = self._prepared, self._prepared.parts
-        lessons = [teach(plan) for _, teach in LESSONS[: TAUGHT[self._request.effort]]]
-        learned = [(asking, self._layerwise().of(asking)) for asking in lessons]
-        if not any(taught for _, taught in learned):
+        if parts is None or not len(parts.calibration):
             return plan
-        assert parts is not None, "lessons come from examples"
         with Reference(
             prepared.model,
             parts.data,
@@ -249,15 +246,21 @@ class _Job:
             output=prepared.output,
             options=self._options,
         ) as reference:
-            gauges = [
-                reference.compare(
-                    build(prepared.model, tried, prepared.target, self._statistics, learned=taught).data,
-                    self._request.progress,
-                    stage="layer by layer",
-                ).quality.gauge
-                for tried, taught in ((plan, NOTHING_LEARNED), *learned)
-            ]
-        return (plan, *lessons)[int(np.argmin(gauges))]
+
+            def distance(tried: Plan) -> Outcome:
+                learned = self._layerwise().of(tried)
+                built = build(prepared.model, tried, prepared.target, self._statistics, learned=learned)
+                return reference.compare(built.data, self._request.progress, stage="layer by layer")
+
+            best, least = plan, distance(plan)
+            for _, teach in LESSONS[: TAUGHT[self._request.effort]]:
+                taught = teach(plan)
+                if close_enough(least) or not self._layerwise().of(taught):
+                    break
+                found = distance(taught)
+                if found.quality.gauge < least.quality.gauge:
+                    best, least = taught, found
+        return best
 
     def _data_file(self) -> Path | None:
         """Returns where large tensors go; None for a model whose weights are all inside."""

@@ -63,6 +63,8 @@ _CLOSER = 0.95
 # Distance to float above which one node is looked for that makes it, in nats per example: where 1 answer of 100 may
 # change by a KL of 0.01 (Pinsker's inequality: total variation up to sqrt(KL / 2) = 7 %).
 _SUSPECT_KL = 0.01
+# Distance to float below which nothing is mended: of some hundred examples, not one answer is likely to change.
+_CLOSE_KL = 0.001
 # By how much the distance must fall for a node to go back to float without need.
 _WORTH_A_NODE = 4.0
 # Nodes of the order that are timed before they go back to float.
@@ -76,6 +78,12 @@ _RANKING_EXAMPLES = 128
 # Nodes that go back to float between two looks at the selection data: one each, until a quarter of all have gone, then
 # more at a time, because by then the order matters little and every look costs a pass.
 _SINGLE_STEPS = 0.25
+
+
+def close_enough(outcome: Outcome) -> bool:
+    """Returns whether outputs are so close to float that what is left is below the noise of some hundred examples."""
+    kl = outcome.quality.kl
+    return kl is not None and kl < _CLOSE_KL
 
 
 @final
@@ -258,7 +266,7 @@ class BudgetLoop:
         Biases are corrected first; then, beside that, codes are chosen by the inputs of their layers.
         """
         for what, teach in LESSONS[: TAUGHT[self._task.effort]]:
-            if self._late():
+            if self._late() or close_enough(outcome):
                 break
             plan = teach(candidate.plan)
             learned, before = self._task.learn(plan), self._learned
