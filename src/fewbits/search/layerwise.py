@@ -174,7 +174,9 @@ class Layerwise:
         correcting = asks_for_correction(plan)
         if correcting:
             self._see_float([layer.op.outputs[0] for layer in layers if layer.bias is not None])
-        rounders = {d.site: d.rounder for d in plan.quantized}
+        # Codes that were kept small for 16-bit accumulators stay so: the feedback of errors would move some beyond.
+        free = self._target.variant.pair_limit is None
+        rounders = {d.site: d.rounder if free else None for d in plan.quantized}
         integer = check_plan(self._model, self._target, plan)
         values = dict(_by_name(stream(self._model, plan, self._target, self._statistics)))
         excess: dict[str, BiasCorrection] = {}
