@@ -44,6 +44,7 @@ EFFORTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("percentile:99.99", "mse"),
         ("percentile:99.999", "mse"),
         ("percentile:99.9", "mse"),
+        ("entropy", "mse"),
     ),
 }
 
