@@ -370,15 +370,21 @@ def measure(
     confidence: str | float = 0.95,
     labels_key: str = "labels",
     score_output: str | None = None,
+    target: str | None = None,
     progress: Progress = _silent,
 ) -> Comparison:
     """Returns the paired comparison of any two models with the same inputs; all examples are verdict data.
 
-    Args: as for ``quantize``; ``quantized`` is any ONNX file, or an output folder.
+    Args: as for ``quantize``; ``quantized`` is any ONNX file, or an output folder. It runs in the runtime of the
+      target; where none is given in that of the folder's plan, or ONNX Runtime.
     """
     from fewbits.search.comparison import compare_models
+    from fewbits.search.sessions import session_options
+    from fewbits.targets import resolve_target
 
     second = Path(_model_path(quantized))
+    if target is None:
+        target = load_plan(second / "plan.json").target if (second / "plan.json").is_file() else "ort-cpu"
     outcome, bound, chosen, verdict = compare_models(
         _model_path(float_model),
         second / MODEL_FILE if second.is_dir() else second,
@@ -389,6 +395,7 @@ def measure(
         labels_key=labels_key,
         score_output=score_output,
         progress=progress,
+        options=session_options(resolve_target(target)),
     )
     return Comparison(
         metric=chosen.name,

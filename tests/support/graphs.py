@@ -323,7 +323,8 @@ class Bench:
         data = sink.close()
         path = self.folder / "quantized.onnx"
         path.write_bytes(data)
-        runtime = RUNTIMES["ort"]
+        runtime = RUNTIMES[rules.runtime]
+        how = Options(runtime=rules.runtime, precision=rules.variant.precision)
         fed = dict(feeds or examples.arrays)
         return Case(
             model=model,
@@ -331,9 +332,9 @@ class Bench:
             placement=place(model.view, rules, keep_float=keep_float),
             plan=plan,
             data=data,
-            executed=runtime.executed(path, Options(), fed),
-            outputs=runtime.open(path, Options()).run(fed),
-            float_outputs=runtime.open(model.original, Options()).run(fed),
+            executed=runtime.executed(path, how, fed),
+            outputs=runtime.open(path, how).run(fed),
+            float_outputs=RUNTIMES["ort"].open(model.original, Options()).run(fed),
             feeds=fed,
         )
 

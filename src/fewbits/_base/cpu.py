@@ -55,6 +55,11 @@ def instruction_set() -> str:
     return "vnni" if "avx512_vnni" in flags or "avx_vnni" in flags else "avx2"
 
 
+def native_bf16() -> bool:
+    """Returns whether this CPU multiplies bfloat16 by itself; where it must be emulated, it is slower than float."""
+    return bool({"amx_bf16", "avx512_bf16", "bf16"} & set(cpu_flags()))
+
+
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -22,11 +22,12 @@ _PACKAGES = {
     "onnx": "model files",
     "onnx-ir": "model files",
     "onnxruntime": "target ort-cpu",
+    "openvino": "target openvino (fewbits[openvino])",
     "pillow": "image folders (fewbits[images])",
     "torch": "training, later (fewbits[torch])",
 }
 # Extras that a user of the product may want; the others are for those who work on it.
-_EXTRAS = ("images", "torch")
+_EXTRAS = ("images", "openvino", "torch")
 _REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)\s*(?P<limits>[^;]*?)\s*(?:;.*extra\s*==\s*[\"'](?P<extra>\w+)[\"'].*)?$")
 
 

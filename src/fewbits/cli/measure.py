@@ -20,6 +20,7 @@ from fewbits.cli._common import MODEL, output_options, progress_line, say, say_j
     "--labels-key", metavar="NAME", default="labels", show_default=True, help="Name of the labels in an .npz."
 )
 @click.option("--score-output", metavar="NAME", help="Output that holds the answer, if not the first.")
+@click.option("--target", metavar="NAME[:ISA]", help="Where QUANTIZED runs; that of its plan, or ort-cpu.")
 @output_options
 def command(
     float_model: str,
@@ -30,6 +31,7 @@ def command(
     confidence: str,
     labels_key: str,
     score_output: str | None,
+    target: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -48,6 +50,7 @@ def command(
             confidence=confidence,
             labels_key=labels_key,
             score_output=score_output,
+            target=target,
             progress=progress,
         )
     code = Exit.OK if found.verdict in ("met", "no budget") else Exit.NOT_MET

@@ -24,6 +24,7 @@ from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Link, Role, Site
 from fewbits.targets import TARGETS
+from fewbits.targets.base import Kind
 
 _PRODUCER = "fewbits"
 # Operators that move codes themselves, because the runtime keeps Q/DQ around them: their fill value input.
@@ -72,7 +73,8 @@ class _QdqSink(Sink):
         self._codes: dict[str, ir.Value] = {}
         self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._names = set(filter(None, self._values)) | {node.name for node in self._graph if node.name}
-        level = TARGETS[plan.target.partition(":")[0]].accuracy_level
+        self._target = TARGETS[plan.target.partition(":")[0]]
+        level = self._target.accuracy_level
         self._blocks = BlockWriter(self._ir, initializer=self._initializer, name=self._name, accuracy_level=level or 0)
 
     def write(self, site: Site, value: QTensor | QParams) -> None:
@@ -230,7 +232,7 @@ class _QdqSink(Sink):
 
     def _would_be_seized(self, value: ir.Value) -> bool:
         """Returns whether a float layer writes a tensor and reads dequantized values, both seen as the runtime does."""
-        layer = _producer(value)
+        layer = _producer(value) if self._target.seizes_float else None
         if layer is None or layer.name in self._integer or layer.op_type not in (*_SEIZED, *_SEIZED_LIGHT):
             return False
         source = layer.inputs[0]
@@ -273,10 +275,27 @@ class _QdqSink(Sink):
         operator or a graph input only the integer operators and those that move codes for them.
         """
         uses = [(use.node, use.idx) for use in old.uses()]
-        if self._written_by_integer(old):
+        if self._written_by_integer(old) or self._fused_behind_integer(old):
             return uses
         movers = {link.node for link in self._links.values() if link.root == site.name}
         return [(node, index) for node, index in uses if node.name in self._integer or node.name in movers]
+
+    def _fused_behind_integer(self, old: ir.Value) -> bool:
+        """Returns whether an integer operator's kernel writes a tensor, behind float operators that it takes in."""
+        kinds = {op: rule.kind for op, rule in self._target.rules.items()}
+        if Kind.FUSED not in kinds.values():
+            return False
+        seen, waiting = set(), [old]
+        while waiting:
+            node = waiting.pop().producer()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node.name in self._integer:
+                return True
+            if kinds.get(node.op_type) in (Kind.FUSED, Kind.CLIPS):
+                waiting += [value for value in node.inputs if value is not None]
+        return False
 
     def _node(self, name: str) -> ir.Node | None:
         return next((node for node in self._graph if node.name == name), None)

@@ -100,17 +100,33 @@ def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement, graph: Graph
     for node in nodes:
         if node.numbers is not Numbers.FLOAT:
             continue
-        name = _model_name(node, placement, graph)
-        reason = placement.kept_float.get(name)
-        if reason is not None:
+        names = _model_names(node, placement, graph)
+        kept = [name for name in names if name in placement.kept_float]
+        for name in kept:  # a kernel may do the work of several nodes
+            reason = placement.kept_float[name]
             found.append(FloatIsland(node=name, op=node.op, rule=reason.slug, why=reason.text))
-        elif name in placement.integer:
+        if kept:
+            continue
+        name = names[0]
+        if name in placement.integer:
             why = "was placed to run in integers, but this runtime version runs it in float; please report it"
             found.append(FloatIsland(node=name, op=node.op, rule="runtime-differs", why=why))
         else:
             why = "made by the runtime's own optimizer around float operators"
             found.append(FloatIsland(node=name, op=node.op, rule="made-by-runtime", why=why))
     return found
+
+
+def _model_names(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> list[str]:
+    """Returns the model's names of what a kernel does: those that the runtime tells, else the one like its own."""
+    known = {*placement.kept_float, *placement.integer}
+    found = []
+    for origin in node.origins:
+        writer = None if graph is None else graph.producer.get(origin)
+        name = origin if origin in known or writer is None else writer.name
+        if name in known:
+            found.append(name)
+    return found or [_model_name(node, placement, graph)]
 
 
 def _model_name(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> str:

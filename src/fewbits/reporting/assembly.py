@@ -65,7 +65,7 @@ def assemble(run: Finished) -> schema.Report:
         ),
         target=prepared.target.full_name,
         seed=request.seed,
-        versions=versions(),
+        versions=versions(prepared.target),
         environment=schema.Environment(cpu=cpu_name(), isa=_isa(), cores=cores()),
         reasons=_reasons(run),
     )

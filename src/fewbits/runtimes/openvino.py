@@ -33,6 +33,10 @@ _MOVES = {
     "DepthToSpace", "SpaceToDepth", "Pad", "Split", "VariadicSplit", "Concatenation", "Concat", "ShuffleChannels",
     "ScatterUpdate", "MemoryInput", "MemoryOutput", "GatherND", "GatherElements", "ReverseSequence", "Roll",
 }  # fmt: skip
+# A kernel made for several operators at once, whose inputs come in any order.
+_GENERATED = "Subgraph"
+# What OpenVINO puts behind the name of a node that it splits.
+_ENDINGS = re.compile(r"(/WithoutBiases|/Dequantization(Convert|Subtract|Multiply)|_original)+$")
 _EIGHT_BITS = {"uint8", "int8"}
 _FLOATS = {"float", "float16", "bfloat16", "double"}
 # OpenVINO's words for element types, in those of onnxruntime's profile.
@@ -136,11 +140,12 @@ class OpenVinoSession(Session):
         self._model = _read(model, options.data_folder)
         self._outputs = _output_names(self._model)
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
-        if not self._model.is_dynamic():
+        self._dynamic = self._model.is_dynamic()  # asks every operator: a tenth of a millisecond and more
+        if not self._dynamic:
             self._request(())
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
-        request = self._request(_shapes(feeds) if self._model.is_dynamic() else ())
+        request = self._request(_shapes(feeds) if self._dynamic else ())
         given = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         try:
             found = self._limited(request, given)
@@ -201,25 +206,34 @@ class OpenVino(Runtime):
                 raise ModelError(f"OpenVINO fails on this input: {_first_line(error)}", slug="run-failed") from error
             for counted in request.profiling_info:
                 times.setdefault(counted.node_name, []).append(counted.real_time.total_seconds() * 1e6)
-        return tuple(_nodes(compiled.get_runtime_model(), times))
+        kinds = {op.get_friendly_name(): op.get_type_name() for op in read.get_ordered_ops()}
+        return tuple(_nodes(compiled.get_runtime_model(), times, kinds))
 
 
-def _nodes(graph: Any, times: Mapping[str, list[float]]) -> Iterator[ExecutedNode]:
-    """Yields the kernels of an executed graph in their order; what ran once, on constants, is none of them."""
+def _nodes(graph: Any, times: Mapping[str, list[float]], kinds: Mapping[str, str]) -> Iterator[ExecutedNode]:
+    """Yields the kernels of an executed graph in their order; what ran once, on constants, is none of them.
+
+    Args:
+      graph: The runtime model.
+      times: Microseconds of each run by name.
+      kinds: Operators of the model as it was read, by name.
+    """
     for node in graph.get_ordered_ops():
         told = {key: str(value.value) for key, value in node.get_rt_info().items()}
         op, name = told["layerType"], node.get_friendly_name()
         if op in _NO_WORK or told["execTimeMcs"] == "not_executed":
             continue
         inputs, outputs = _types(node.inputs()), _types(node.outputs())
+        origins = tuple(dict.fromkeys(_ENDINGS.sub("", n) for n in told["originalLayersNames"].split(",") if n))
+        converts = bool(origins) and all(kinds.get(origin) in _CONVERSIONS for origin in origins)
         yield ExecutedNode(
             name=name,
             op=op,
-            numbers=_numbers(op, inputs, outputs),
+            numbers=Numbers.CONVERSION if converts else _numbers(op, inputs, outputs),
             inputs=inputs,
             outputs=outputs,
             microseconds=median(times[name][1:]) if name in times else 0.0,
-            origins=tuple(filter(None, told.get("originalLayersNames", "").split(","))),
+            origins=origins,
         )
 
 
@@ -240,7 +254,7 @@ def _numbers(op: str, inputs: tuple[tuple[str, Any], ...], outputs: tuple[tuple[
     first = next((kind for kind, _ in inputs), "")
     if op in _MOVES:
         return Numbers.MOVES if first in _EIGHT_BITS | _FLOATS else Numbers.NEUTRAL
-    if first in _EIGHT_BITS:
+    if first in _EIGHT_BITS or (op == _GENERATED and {kind for kind, _ in inputs} & _EIGHT_BITS):
         return Numbers.INTEGER
     return Numbers.FLOAT if {kind for kind, _ in (*inputs[:1], *outputs)} & _FLOATS else Numbers.NEUTRAL
 

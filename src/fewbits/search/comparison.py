@@ -21,7 +21,9 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import Plan
 from fewbits.runtimes.base import Options
+from fewbits.search.sessions import session_options
 from fewbits.search.verdict_data import assign_parts, distinct, loss_bound
+from fewbits.targets import resolve_target
 
 
 def _open(model: str, data: Any, labels_key: str) -> tuple[OnnxModel, Dataset]:
@@ -44,11 +46,16 @@ def compare_models(
     labels_key: str,
     score_output: str | None,
     progress: Progress,
+    options: Options,
 ) -> tuple[Outcome, PairedBound, Metric, Verdict | None]:
-    """Returns outcome, bound, metric and verdict of the second model against the first, on all examples."""
+    """Returns outcome, bound, metric and verdict of the second model against the first, on all examples.
+
+    The second model runs by the options; the first is the float model, and runs in ONNX Runtime.
+    """
     model, dataset = _open(float_model, data, labels_key)
     chosen = resolve_metric(metric, labelled=dataset.has_labels)
-    outcome = _outcome(model, quantized, dataset, np.arange(dataset.count), chosen, score_output, progress)
+    indices = np.arange(dataset.count)
+    outcome = _outcome(model, quantized, dataset, indices, chosen, score_output, progress, options)
     bound = loss_bound(chosen, outcome, confidence=confidence, groups=dataset.groups)
     return outcome, bound, chosen, None if max_drop is None else decide(bound, max_drop)
 
@@ -61,13 +68,14 @@ def _outcome(
     metric: Metric,
     wanted: str | None,
     progress: Progress,
+    options: Options,
 ) -> Outcome:
     output = score_output(model, wanted)
     if not quantized.is_file():
         raise ModelError(
             f"cannot read {quantized}: it is no file; give an .onnx file or an output folder", slug="model-unreadable"
         )
-    with Reference(model, dataset, indices, metric=metric, output=output, options=Options()) as reference:
+    with Reference(model, dataset, indices, metric=metric, output=output, options=options) as reference:
         reference.prepare(progress, stage="float model")
         try:
             return reference.compare(_readable(quantized), progress, stage="second model")
@@ -125,4 +133,5 @@ def verdict_figure(
         indices = assign_parts(dataset, None, shares=plan.split, seed=plan.seed).verdict
     else:
         indices = distinct(dataset, np.arange(dataset.count))
-    return float(_outcome(opened, quantized, dataset, indices, chosen, score_output, progress).scores.mean())
+    options = session_options(resolve_target(plan.target))
+    return float(_outcome(opened, quantized, dataset, indices, chosen, score_output, progress, options).scores.mean())

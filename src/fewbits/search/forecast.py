@@ -80,7 +80,11 @@ def make_forecast(request: Request) -> Forecast:
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     base = Plan(
-        target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
+        target=target.full_name,
+        decisions=(),
+        seed=request.seed,
+        hashes={"model": model.sha256},
+        versions=versions(target),
     )
     base = base if prepared is None else prepared.base
     plan = (

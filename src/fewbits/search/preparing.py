@@ -25,6 +25,7 @@ from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.plan import Plan
+from fewbits.runtimes import RUNTIMES
 from fewbits.search.loop import check_effort
 from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
 from fewbits.targets import (
@@ -149,19 +150,21 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that the bytes of a result depend on."""
+def versions(target: Target) -> dict[str, str]:
+    """Returns the versions that the bytes of a result depend on, or its answers where it runs."""
     import numpy
     import onnx
     import onnx_ir
     import onnxruntime
 
+    name, _, version = RUNTIMES[target.runtime].name.partition(" ")
     return {
         "fewbits": VERSION,
         "numpy": numpy.__version__,
         "onnx": onnx.__version__,
         "onnx-ir": onnx_ir.__version__,
         "onnxruntime": onnxruntime.__version__,
+        name: version,
     }
 
 
@@ -266,7 +269,11 @@ def _without_data(request: Request, target: Target, model: OnnxModel, placement:
     except ModelError:  # no data tell which inputs have an axis of examples; one run is one example
         model = replace(model, single=frozenset(spec.name for spec in model.inputs))
     base = Plan(
-        target=target.full_name, decisions=(), seed=request.seed, hashes={"model": model.sha256}, versions=versions()
+        target=target.full_name,
+        decisions=(),
+        seed=request.seed,
+        hashes={"model": model.sha256},
+        versions=versions(target),
     )
     if request.plan is not None:
         check_plan(model, target, request.plan)
@@ -340,7 +347,7 @@ def _base_plan(request: Request, target: Target, model: OnnxModel, parts: Parts)
         calibration_examples=len(parts.calibration),
         split=dict(parts.shares),
         hashes={"model": model.sha256, "data": parts.data.digest(), **judged},
-        versions=versions(),
+        versions=versions(target),
     )
 
 

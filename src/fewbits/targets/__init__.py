@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewbits._base.catalog import Catalog, nearest
-from fewbits._base.cpu import instruction_set
+from fewbits._base.cpu import instruction_set, native_bf16
 from fewbits._base.errors import UsageError
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
 from fewbits.targets._stored import (
@@ -41,11 +41,14 @@ TARGETS: Catalog[Target] = Catalog(__name__, "TARGET", kind="target")
 def resolve_target(text: str) -> Target:
     """Returns the target ``NAME[:INSTRUCTION_SET]``; this machine's instruction set where none is given.
 
+    Where the runtime computes in bfloat16 unless told otherwise, and this machine does so natively, that is it.
+
     Raises: UsageError for unknown names, with the nearest one.
     """
     name, _, isa = text.partition(":")
     target = TARGETS[name]
-    wanted = isa or (target.isa if target.by_scheme else instruction_set())
+    here = "bf16" if "bf16" in target.variants and native_bf16() else instruction_set()
+    wanted = isa or (target.isa if target.by_scheme else here)
     if wanted not in target.variants:
         known = sorted(target.variants)
         raise UsageError(

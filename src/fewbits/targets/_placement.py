@@ -44,6 +44,8 @@ _PASSED_BY = {
         slug="chain-end", text="no integer operator before it and behind it, so integers would only add conversions"
     ),
 }
+_FUSED = Reason(slug="fused", text="computed in float by the kernel of the integer operator before it, on its way out")
+_NOT_FUSED = Reason(slug="not-fused", text="no integer operator before it whose kernel could take it in")
 
 
 @final
@@ -160,6 +162,7 @@ class _Placer:
                 if not any(name in self._written for name in names if not self.graph.is_constant(name)):
                     self._leave_float(op, "before it")
             passed = self.kind(op) in _PASSED_THROUGH and op.inputs[0] in self._written
+            passed |= self.kind(op) is Kind.FUSED and any(name in self._written for name in op.inputs)
             if op.name in self.integer or passed:
                 self._written.update(filter(None, op.outputs))
 
@@ -197,7 +200,8 @@ class _Placer:
             rule = self.rules[op.name]
             self.quantized.update(rule.activation_inputs(op))
             # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
-            if output_required(op, rule, self.graph) or self.unit_output(op) != op.outputs[0]:
+            clipped = self.unit_output(op) != op.outputs[0] and rule.output is not Output.FREE
+            if output_required(op, rule, self.graph) or clipped:
                 self.quantized.add(self.unit_output(op))
         movers = [op for op in self.graph.ops if self._moves(op)]
         for op in reversed(movers):
@@ -214,7 +218,9 @@ class _Placer:
     def _moves(self, op: OpView) -> bool:
         """Returns whether an operator's output can have the codes of its input: moved, clipped, or of another scale."""
         kind = self.kind(op)
-        return kind in _PASSED_THROUGH and not (kind is Kind.CLIPS and op.name in self.absorbed)
+        if kind is Kind.CLIPS:
+            return self.target.clips_codes and op.name not in self.absorbed
+        return kind in _PASSED_THROUGH
 
     def _link(self, op: OpView) -> None:
         """Quantizes every output of an operator that moves elements, with the parameters of its input."""
@@ -236,7 +242,9 @@ class _Placer:
         for op in self.graph.ops:
             if op.name in self.integer or op.name in self.absorbed or op.name in moved or op.name in self.reasons:
                 continue
-            if self.kind(op) is Kind.CLIPS:
+            if self.kind(op) is Kind.FUSED:
+                reason = _FUSED if op.outputs[0] in self._written else _NOT_FUSED
+            elif self.kind(op) is Kind.CLIPS:
                 reason = Reason(
                     slug="clip-not-absorbed",
                     text="no integer operator right before it whose only reader it is, so saturation cannot do it",
@@ -357,7 +365,7 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
         results = _result_of(op, graph, target)
-        free = not output_required(op, rule, graph) and len(results) == 1
+        free = not output_required(op, rule, graph) and (len(results) == 1 or rule.output is Output.FREE)
         if needed <= have and (results & have or free):
             found.append(op.name)
     return tuple(found)

@@ -1,0 +1,107 @@
+"""OpenVINO's CPU plugin: which operators of a QDQ graph it runs in integers, and under which conditions.
+
+Q/DQ stand before weighted operators and pooling; what lies between (activations, sums, products) the integer kernel
+before it computes in float on its way out, and writes codes. So fewer tensors are rounded than ONNX Runtime needs.
+Weights are int8 with a scale a channel, activations uint8 with any zero point.
+
+Measured on OpenVINO 2026.4.1 by building each pattern and reading the executed graph: tests/targets/test_openvino.py
+builds the patterns again and holds this table to what runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fewbits.numerics.format import Int
+from fewbits.targets.base import Kind, OpRule, Output, Target, Variant
+from fewbits.targets.ort_cpu import TARGET as _ORT_CPU
+
+# What must hold of a node (fixed weight, one bias a channel, no alpha or beta) is the same for both runtimes.
+_ORT = _ORT_CPU.rules
+_FUSED = OpRule(kind=Kind.FUSED, runs_as="part of the kernel before it")
+_MOVES = OpRule(kind=Kind.MOVES, runs_as="on codes", activations=(0,))
+
+_RULES = {
+    "Conv": replace(_ORT["Conv"], runs_as="Convolution", output=Output.FREE),
+    "Gemm": replace(_ORT["Gemm"], runs_as="FullyConnected", output=Output.FREE),
+    "MatMul": replace(_ORT["MatMul"], runs_as="FullyConnected", output=Output.FREE),
+    "AveragePool": OpRule(kind=Kind.LIGHT, runs_as="Pooling", conditions=_ORT["Concat"].conditions),
+    "GlobalAveragePool": OpRule(kind=Kind.LIGHT, runs_as="Reduce", conditions=_ORT["Concat"].conditions),
+    "Relu": OpRule(kind=Kind.CLIPS, runs_as="part of the kernel before it"),
+    "Clip": OpRule(kind=Kind.CLIPS, runs_as="part of the kernel before it"),
+    "Concat": replace(_FUSED, runs_as="on codes: OpenVINO moves the Q behind it before it"),
+    "Add": _FUSED,
+    "Sub": _FUSED,
+    "Mul": _FUSED,
+    "Div": _FUSED,
+    "LeakyRelu": _FUSED,
+    "PRelu": _FUSED,
+    "Elu": _FUSED,
+    "Sigmoid": _FUSED,
+    "HardSigmoid": _FUSED,
+    "HardSwish": _FUSED,
+    "Tanh": _FUSED,
+    "Gelu": _FUSED,
+    "Softplus": _FUSED,
+    "MaxPool": _ORT["MaxPool"],
+    "ReduceMax": _MOVES,
+    "ReduceMin": _MOVES,
+    "Split": _MOVES,
+    "Reshape": _MOVES,
+    "Transpose": _MOVES,
+    "Flatten": _MOVES,
+    "Squeeze": _MOVES,
+    "Unsqueeze": _MOVES,
+    "Slice": _MOVES,
+    "Gather": _MOVES,
+    "Expand": _MOVES,
+    "DepthToSpace": _MOVES,
+    "Resize": _ORT["Resize"],
+    "Pad": replace(_ORT["Pad"], kind=Kind.MOVES, runs_as="on codes"),
+}
+
+_FLOAT_REASONS = {
+    "Softmax": "OpenVINO computes it in float",
+    "Tile": "OpenVINO carries no codes through it",
+}
+
+_U8 = Int(bits=8, signed=False)
+_S8 = Int(bits=8, signed=True)
+
+TARGET = Target(
+    name="openvino",
+    runtime="openvino",
+    exporter="onnx-qdq",
+    summary="OpenVINO, CPU plugin, standard QDQ file",
+    rules=_RULES,
+    float_reasons=_FLOAT_REASONS,
+    schemes=("w8a8",),
+    clips_codes=False,
+    seizes_float=False,
+    variants={
+        "vnni": Variant(
+            activation=_U8,
+            weight=_S8,
+            pair_limit=None,
+            note="x64 with VNNI: u8 x s8 products are exact; the rest float32",
+        ),
+        "bf16": Variant(
+            activation=_U8,
+            weight=_S8,
+            pair_limit=None,
+            precision="bf16",
+            note="x64 with AVX512_BF16 or AMX: u8 x s8 products are exact; the rest bfloat16, OpenVINO's default",
+        ),
+        "avx2": Variant(
+            activation=_U8,
+            weight=_S8,
+            pair_limit=128,
+            note="x64 without VNNI: pairs of products saturate at 16 bits; weights reduced so that none can",
+        ),
+        "arm": Variant(
+            activation=_U8, weight=_S8, pair_limit=None, note="Arm: as on x64; nothing of it was measured by fewbits"
+        ),
+    },
+    isa="vnni",
+    sources=("executed graphs of OpenVINO 2026.4.1 (CPU plugin), read by fewbits",),
+)
