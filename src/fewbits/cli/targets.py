@@ -29,7 +29,7 @@ _MEANING = {
     "weighted": "has a fixed weight: runs in integers for its own sake",
     "light": "runs in integers between integer operators, for an unbroken chain; else float",
     "clips": "costs nothing right behind an integer operator, whose saturation does it; else float",
-    "fused": "float, but at no cost: the kernel of the integer operator before it computes it on its way out",
+    "fused": "float, without a kernel of its own: part of the integer operator before it, or of the Q behind it",
     "moves": "moves elements: passes 8-bit codes on between integer operators, else float",
     "moves-codes": "moves elements: written into the file on the codes themselves between integer operators",
     "float": "stays float",

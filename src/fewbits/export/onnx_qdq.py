@@ -147,7 +147,8 @@ class _QdqSink(Sink):
         ]
         if site.role is not Role.BIAS:  # int32 has no zero point to tell its type by
             zero = np.asarray(value.zero_point).reshape(scale.shape).astype(value.codes.dtype)
-            inputs.append(self._zero_point(zero))
+            if zero.any() or self._target.weight_zero_points:
+                inputs.append(self._zero_point(zero))
         attributes = {"axis": per_channel.axis} if per_channel else {}
         node = ir.node("DequantizeLinear", inputs, attributes=attributes, name=self._name(f"{site.name}_dq"))
         node.outputs[0].name = self._name(f"{site.name}_f")
@@ -293,7 +294,7 @@ class _QdqSink(Sink):
             seen.add(node)
             if node.name in self._integer:
                 return True
-            if kinds.get(node.op_type) in (Kind.FUSED, Kind.CLIPS):
+            if kinds.get(node.op_type) is Kind.FUSED:
                 waiting += [value for value in node.inputs if value is not None]
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -70,22 +71,38 @@ def _openvino() -> Any:
 
 @contextmanager
 def _file(model: bytes | Path, folder: Path | None) -> Iterator[bytes | str]:
-    """Yields what OpenVINO reads: it looks for external data beside the file, so the file is put beside them."""
+    """Yields what OpenVINO reads: it takes external data from the file's own folder only, so both are put into one."""
     if folder is None or (isinstance(model, Path) and model.parent.resolve() == folder.resolve()):
         yield model if isinstance(model, bytes) else str(model)
         return
+    data = model if isinstance(model, bytes) else model.read_bytes()
     with tempfile.TemporaryDirectory(prefix="fewbits-openvino-") as place:
-        for entry in folder.resolve().iterdir():
-            (Path(place) / entry.name).symlink_to(entry)
+        for entry in folder.resolve().rglob("*"):
+            name = entry.relative_to(folder.resolve())
+            if entry.is_file() and str(name).encode() in data:
+                (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(entry, Path(place) / name)
         own = Path(place) / "fewbits-model.onnx"
-        own.write_bytes(model if isinstance(model, bytes) else model.read_bytes())
+        own.write_bytes(data)
         yield str(own)
+
+
+def _link(source: Path, place: Path) -> None:
+    """Gives a file a second name, or copies it where that cannot be: OpenVINO follows no symbolic link out."""
+    try:
+        place.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+# Lines of OpenVINO's errors that say where in its source they come from, not what is wrong.
+_PLACES = re.compile(r"Exception from|Check '.*' failed at|Loading input model|FrontEnd API failed|\[ ?ERROR")
 
 
 def _first_line(error: Exception) -> str:
     """Returns the line of OpenVINO's error that says what is wrong; those before it are places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not re.match(r"(Exception from|Check '.*' failed at|\[ ?ERROR)", line)]
+    telling = [line for line in lines if not _PLACES.match(line)]
     return (telling or lines or [type(error).__name__])[0][:300]
 
 

@@ -44,8 +44,11 @@ _PASSED_BY = {
         slug="chain-end", text="no integer operator before it and behind it, so integers would only add conversions"
     ),
 }
-_FUSED = Reason(slug="fused", text="computed in float by the kernel of the integer operator before it, on its way out")
-_NOT_FUSED = Reason(slug="not-fused", text="no integer operator before it whose kernel could take it in")
+_FUSED = Reason(
+    slug="fused",
+    text="float without a kernel of its own: part of the integer operator before it, or of the Q behind it",
+)
+_NOT_FUSED = Reason(slug="not-fused", text="no integer operator before it, or no Q behind it, that could take it in")
 
 
 @final
@@ -200,8 +203,7 @@ class _Placer:
             rule = self.rules[op.name]
             self.quantized.update(rule.activation_inputs(op))
             # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
-            clipped = self.unit_output(op) != op.outputs[0] and rule.output is not Output.FREE
-            if output_required(op, rule, self.graph) or clipped:
+            if output_required(op, rule, self.graph) or self.unit_output(op) != op.outputs[0]:
                 self.quantized.add(self.unit_output(op))
         movers = [op for op in self.graph.ops if self._moves(op)]
         for op in reversed(movers):
@@ -218,9 +220,7 @@ class _Placer:
     def _moves(self, op: OpView) -> bool:
         """Returns whether an operator's output can have the codes of its input: moved, clipped, or of another scale."""
         kind = self.kind(op)
-        if kind is Kind.CLIPS:
-            return self.target.clips_codes and op.name not in self.absorbed
-        return kind in _PASSED_THROUGH
+        return kind in _PASSED_THROUGH and not (kind is Kind.CLIPS and op.name in self.absorbed)
 
     def _link(self, op: OpView) -> None:
         """Quantizes every output of an operator that moves elements, with the parameters of its input."""
@@ -243,7 +243,7 @@ class _Placer:
             if op.name in self.integer or op.name in self.absorbed or op.name in moved or op.name in self.reasons:
                 continue
             if self.kind(op) is Kind.FUSED:
-                reason = _FUSED if op.outputs[0] in self._written else _NOT_FUSED
+                reason = _FUSED if self._fuses(op) else _NOT_FUSED
             elif self.kind(op) is Kind.CLIPS:
                 reason = Reason(
                     slug="clip-not-absorbed",
@@ -264,6 +264,20 @@ class _Placer:
                 if op.name in self.reasons and op.name not in self.integer
             },
         )
+
+    def _fuses(self, op: OpView) -> bool:
+        """Returns whether an integer kernel takes a float operator in: the one before it, or what writes codes behind."""
+        if op.outputs[0] not in self._written:
+            return False
+        if sum(not self.graph.is_constant(name) for name in op.inputs if name) == 1:
+            return True
+        waiting = [op]
+        while waiting:
+            name = waiting.pop().outputs[0]
+            if name in self.quantized:
+                return True
+            waiting += [r for r in self.graph.consumers.get(name, ()) if self.kind(r) is Kind.FUSED]
+        return False
 
     def _resolved_links(self) -> Iterable[Link]:
         """Yields the links with each member tied to the first root of its chain."""
@@ -365,7 +379,7 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
         results = _result_of(op, graph, target)
-        free = not output_required(op, rule, graph) and (len(results) == 1 or rule.output is Output.FREE)
+        free = not output_required(op, rule, graph) and len(results) == 1
         if needed <= have and (results & have or free):
             found.append(op.name)
     return tuple(found)

@@ -19,7 +19,7 @@ class Kind(StrEnum):
     MOVES = "moves"  # moves elements: output and input share scale and zero point, Q/DQ around it vanish
     MOVES_CODES = "moves-codes"  # moves elements, but the runtime keeps the Q/DQ: emitted on the codes themselves
     CLIPS = "clips"  # saturation does it for free behind an integer operator; elsewhere a clip of the codes
-    FUSED = "fused"  # computed in float by the kernel of the integer operator before it, on its way out: costs nothing
+    FUSED = "fused"  # float, without a kernel of its own: part of the integer operator before it, or of the Q behind it
     SCALES = "scales"  # multiplies by a number: the next DequantizeLinear gets another scale, and the operator vanishes
 
 
@@ -29,7 +29,6 @@ class Output(StrEnum):
     REQUIRED = "required"
     OPTIONAL = "optional"
     UNLESS_ADDED = "unless-added"  # only where a fixed row is added behind it, which the runtime would fuse in float
-    FREE = "free"  # nor does a clip behind it
 
 
 @final
@@ -171,7 +170,7 @@ class Target:
       block_sizes: Elements that may share a scale where weights are stored in blocks.
       default_block: So many where codes of 4 bits and fewer are asked for without a size.
       accuracy_level: How exactly the runtime's block operators compute, in its own numbers; None where it has no such.
-      clips_codes: Whether a clip that no operator takes in is written as one of codes; else it stays float.
+      weight_zero_points: Whether zero points of weights are written where they are all 0.
       seizes_float: Whether the runtime makes integers of float layers between DQ and Q by itself, which is prevented.
     """
 
@@ -191,7 +190,7 @@ class Target:
     block_sizes: tuple[int, ...] = ()
     default_block: int = 32
     accuracy_level: int | None = None
-    clips_codes: bool = True
+    weight_zero_points: bool = True
     seizes_float: bool = True
 
     @property

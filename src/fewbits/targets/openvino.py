@@ -13,22 +13,59 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fewbits.numerics.format import Int
-from fewbits.targets.base import Kind, OpRule, Output, Target, Variant
+from fewbits.planning.site import GraphView, OpView
+from fewbits.targets.base import Condition, Kind, OpRule, Output, Target, Variant
 from fewbits.targets.ort_cpu import TARGET as _ORT_CPU
 
 # What must hold of a node (fixed weight, one bias a channel, no alpha or beta) is the same for both runtimes.
 _ORT = _ORT_CPU.rules
-_FUSED = OpRule(kind=Kind.FUSED, runs_as="part of the kernel before it")
+_FUSED = OpRule(kind=Kind.FUSED, runs_as="part of the kernel before it, or of the Q behind it")
 _MOVES = OpRule(kind=Kind.MOVES, runs_as="on codes", activations=(0,))
 
+
+def _sum_survives(op: OpView, graph: GraphView) -> bool:
+    """Returns whether codes do not follow straight behind a matrix product that adds no bias."""
+    if graph.rank(op.inputs[0]) not in (2, None) or (op.op == "Gemm" and len(op.inputs) > 2 and op.inputs[2]):
+        return True
+    waiting = [op]
+    while waiting:
+        for reader in graph.consumers.get(waiting.pop().outputs[0], ()):
+            if reader.op in _WEIGHTED:
+                return False
+            if reader.op in _SEEN_THROUGH:
+                waiting.append(reader)
+    return True
+
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_SEEN_THROUGH = ("Relu", "Clip", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+# Several small products in a row become one kernel (up to 15 rows), which reads the int32 sums of one without a bias
+# as floats: its outputs are of the order of 1e9. Seen with OpenVINO 2026.4.1.
+_SUM = Condition(
+    slug="sum-lost",
+    text="a bias is added, or no other product follows straight behind (OpenVINO gives wrong sums there)",
+    holds=_sum_survives,
+)
+_FLOOR = Condition(
+    slug="pool-ceil",
+    text="the pooling rounds its shape down",
+    holds=lambda op, graph: op.attributes.get("ceil_mode", 0) == 0,
+)
+
+
+def _product(op: str) -> OpRule:
+    rule = _ORT[op]
+    return replace(rule, runs_as="FullyConnected", output=Output.OPTIONAL, conditions=(*rule.conditions, _SUM))
+
+
 _RULES = {
-    "Conv": replace(_ORT["Conv"], runs_as="Convolution", output=Output.FREE),
-    "Gemm": replace(_ORT["Gemm"], runs_as="FullyConnected", output=Output.FREE),
-    "MatMul": replace(_ORT["MatMul"], runs_as="FullyConnected", output=Output.FREE),
-    "AveragePool": OpRule(kind=Kind.LIGHT, runs_as="Pooling", conditions=_ORT["Concat"].conditions),
+    "Conv": replace(_ORT["Conv"], runs_as="Convolution", output=Output.OPTIONAL),
+    "Gemm": _product("Gemm"),
+    "MatMul": _product("MatMul"),
+    "AveragePool": OpRule(kind=Kind.LIGHT, runs_as="Pooling", conditions=(*_ORT["Concat"].conditions, _FLOOR)),
     "GlobalAveragePool": OpRule(kind=Kind.LIGHT, runs_as="Reduce", conditions=_ORT["Concat"].conditions),
-    "Relu": OpRule(kind=Kind.CLIPS, runs_as="part of the kernel before it"),
-    "Clip": OpRule(kind=Kind.CLIPS, runs_as="part of the kernel before it"),
+    "Relu": _FUSED,
+    "Clip": _FUSED,
     "Concat": replace(_FUSED, runs_as="on codes: OpenVINO moves the Q behind it before it"),
     "Add": _FUSED,
     "Sub": _FUSED,
@@ -38,7 +75,6 @@ _RULES = {
     "PRelu": _FUSED,
     "Elu": _FUSED,
     "Sigmoid": _FUSED,
-    "HardSigmoid": _FUSED,
     "HardSwish": _FUSED,
     "Tanh": _FUSED,
     "Gelu": _FUSED,
@@ -61,8 +97,11 @@ _RULES = {
 }
 
 _FLOAT_REASONS = {
-    "Softmax": "OpenVINO computes it in float",
+    "Softmax": "OpenVINO computes it in float, where it can in one kernel with the products of attention",
+    "LayerNormalization": "OpenVINO computes it in float",
+    "HardSigmoid": "OpenVINO computes it in a float kernel of its own",
     "Tile": "OpenVINO carries no codes through it",
+    "ConvTranspose": "OpenVINO ran it in float between Q and DQ",
 }
 
 _U8 = Int(bits=8, signed=False)
@@ -76,7 +115,8 @@ TARGET = Target(
     rules=_RULES,
     float_reasons=_FLOAT_REASONS,
     schemes=("w8a8",),
-    clips_codes=False,
+    # One that two weights of different axes share keeps OpenVINO from folding either.
+    weight_zero_points=False,
     seizes_float=False,
     variants={
         "vnni": Variant(
