@@ -26,10 +26,6 @@ from five_cases import CASES, Case
 
 Array = NDArray[Any]
 SCHEMES = (("W8A8", "w8a8", "ort-cpu"), ("W4A8", "w4a8", "emulated"))
-PEER_W4 = "ORT W4A8 per-channel MinMax"
-peers.CONFIGURATIONS[PEER_W4] = peers.Configuration(
-    preprocess=True, activation="QUInt8", weight="QInt4", per_channel=True, method="MinMax"
-)
 
 
 def quantize(*, model: str, data: str, evaluation: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def run(case: Case, python: Path | None) -> None:
             rows.append(row(case, f"fewbits {title}, nearest", Path(f"{out}.nearest.onnx"), wanted, None))
         files = bench_five._peers(case, folder, python, notes)
         made = bench_five._made(
-            {PEER_W4: lambda n: peers.peer(n, model=case.model, data=folder / "peers.npz", folder=folder)}, notes
+            {peers.W4A8: lambda n: peers.peer(n, model=case.model, data=folder / "peers.npz", folder=folder)}, notes
         )
         files |= {label: (peer.path, peer.seconds) for label, peer in made.items()}
         rows += [row(case, label, path, wanted, seconds) for label, (path, seconds) in files.items()]
