@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 
-from fewbits._base.arrays import Array, bits_of, clip_in_place, floats_of, look_up, namespace
+from fewbits._base.arrays import Array, bits_of, clip_in_place, floats_of, ignore_overflow, look_up, namespace
 from fewbits._base.errors import NumericsError
-from fewbits.numerics.format import Format, sign_of
+from fewbits.numerics.format import MAX_LISTED_BITS, Format, sign_of
 from fewbits.numerics.nearest import places, thresholds
 
 # float32: 23 stored bits of mantissa, exponents biased by 127.
@@ -49,7 +49,7 @@ class Float(Format):
     Args:
       name: The name in catalogs.
       exponent_bits: 2 to 8.
-      mantissa_bits: 1 to 10.
+      mantissa_bits: 1 to 10; 16 bits in all, the sign counted.
       bias: Of the exponent.
       specials: What the largest exponent stands for.
       signed: Whether there is a sign bit; without one the byte's top bit is unused, and negative values become 0.
@@ -69,14 +69,15 @@ class Float(Format):
         if not (
             2 <= self.exponent_bits <= 8
             and 1 <= self.mantissa_bits <= 10
+            and self.stored_bits <= MAX_LISTED_BITS  # a code is 16 bits at most
             and lowest >= -149 + 16
             and self.bias <= _BIAS  # normal values are normal in float32
             and 1 - self.bias + _MANTISSA - self.mantissa_bits <= _BIAS  # and so is what rounds the denormals
             and self.max_exponent <= 127
         ):
             raise NumericsError(
-                f"{self.name}: a float format has 2 to 8 bits of exponent, 1 to 10 of mantissa, and lies inside "
-                f"float32; got e{self.exponent_bits}m{self.mantissa_bits}, bias {self.bias}",
+                f"{self.name}: a float format has 2 to 8 bits of exponent, 1 to 10 of mantissa, at most 16 in all, "
+                f"and lies inside float32; got e{self.exponent_bits}m{self.mantissa_bits}, bias {self.bias}",
                 slug="format-bits",
             )
 
@@ -168,7 +169,8 @@ class Float(Format):
             magic = lowest * 2.0**drop
             small = size < _pattern(lowest)
             if bool(xp.any(small)):
-                steps = bits_of(floats_of(size) + magic)
+                with ignore_overflow():  # of large values, whose steps nobody takes
+                    steps = bits_of(floats_of(size) + magic)
                 steps -= _pattern(magic)
                 code = xp.where(small, steps, code)
         return clip_in_place(code, 0, self.max_code)

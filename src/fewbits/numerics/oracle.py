@@ -165,8 +165,9 @@ def encode(value: float, fmt: Format) -> int:
     """Returns the code of the nearest value, by exact distances over the list of all; saturating at both ends.
 
     Ties: of integers, fixed point, floats and powers of two to the even code (IEEE 754-2019, 4.3.1, roundTiesToEven;
-    the codes of two neighbours differ by one); of a codebook to the even place of its sorted list, or up. A float keeps
-    the sign of zero and of what becomes zero (IEEE 754-2019, 6.3). Infinities saturate (OCP OFP8 1.0, saturating mode).
+    the codes of two neighbours differ by one); of a codebook as it declares: to the even place of its sorted list, up,
+    or to the smaller magnitude. A float keeps the sign of zero and of what becomes zero (IEEE 754-2019, 6.3).
+    Infinities saturate (OCP OFP8 1.0, saturating mode).
 
     Args:
       value: As float32 holds it; float64 for integers.
