@@ -42,6 +42,7 @@ from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial, close_enough
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
+from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place
@@ -114,6 +115,8 @@ class _Job:
             feeds = self._one_example()
             performance = self._performance(files, feeds)
             choosing = request.plan is None and not request.allow_slower
+            if float_reason is None:
+                float_reason = self._by_rows(files[1])
             if float_reason is None and choosing:
                 float_reason = not_worth_it(performance)
                 self._notes += slower_but_smaller(performance, float_reason)
@@ -315,6 +318,19 @@ class _Job:
         empty = Plan(target=self._prepared.target.full_name, decisions=())
         (own / "mended.onnx").write_bytes(self._finalize(empty, None).data)
         return (*files, ModelFiles(model=own / "mended.onnx"))
+
+    def _by_rows(self, file: ModelFiles) -> str | None:
+        """Returns why the quantized file is not handed over: it answers one example otherwise than several."""
+        prepared, parts = self._prepared, self._prepared.parts
+        if parts is None:
+            return None
+        some = parts.calibration if len(parts.calibration) else parts.verdict
+        data = parts.data if len(parts.calibration) else parts.verdict_data
+        options = replace(self._options, data_folder=file.data_folder)
+        found = rows_differ(file, prepared.model, data, some, output=prepared.output, options=options)
+        if found is not None:
+            self._notes.append(f"the quantized file is not handed over: {found} [rows-differ]")
+        return found
 
     def _float_files(self, data_file: Path | None) -> tuple[bytes, Path | None]:
         """Returns the float model as it is handed over: as it came, or with its large tensors in our data file."""
