@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, final
 
@@ -22,6 +22,7 @@ from fewbits.datasets.checks import check_values
 from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
+from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.granularity import PerChannel, PerGroup, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, as_array, quantize
 from fewbits.numerics.scaling import affine_from_amax, choose_affine
@@ -175,7 +176,8 @@ def _check_blocks(
     """Raises unless the operator can hold its weight in these blocks."""
     fmt, blocks = scheme.format, scheme.granularity
     assert isinstance(blocks, PerGroup)
-    if not isinstance(fmt, Int) or scheme != Scheme(format=fmt, granularity=blocks, symmetric=scheme.symmetric):
+    plain = Scheme(format=fmt, granularity=blocks, symmetric=scheme.symmetric)
+    if not isinstance(fmt, Int) or scheme not in (plain, replace(plain, scale=FORMATS["fp32"])):
         fault: str | None = "its codes are integers, its scales float32"
     elif fmt.signed != scheme.symmetric:
         fault = "symmetric codes are signed, asymmetric ones unsigned"

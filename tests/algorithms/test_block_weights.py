@@ -18,7 +18,7 @@ SCHEMES = [
     for bits in (2, 4, 8)
     for size in (16, 32)
     for asym in (False, True)
-]
+] + [f"int{bits} per-group(1, 32) symmetric, scale fp32" for bits in (2, 4, 8)]
 each_scheme = pytest.mark.parametrize("scheme", [parse_scheme(s) for s in SCHEMES], ids=SCHEMES)
 
 
@@ -46,7 +46,19 @@ def block_errors(values: np.ndarray, params: QParams, weights: np.ndarray) -> np
     return sums / np.where(largest == 0, 1, largest) ** 2
 
 
-@each_scheme
+def test_scales_that_may_be_negative_give_the_larger_side_the_code_more():
+    scheme = parse_scheme("int4 per-group(1, 32) symmetric, scale fp32")
+    values = np.random.default_rng(8).standard_normal((500, 32)).astype(np.float32)
+    for rule in ("minmax", "mse"):
+        params, plain = scales_of_blocks(values, scheme, rule), scales_of_blocks(values, parse_scheme(SCHEMES[6]), rule)
+        assert (params.scale < 0).any() and (params.scale > 0).any()
+        ones = np.ones(32)
+        assert block_errors(values, params, ones).sum() < 0.95 * block_errors(values, plain, ones).sum()
+    full = scales_of_blocks(values, scheme, "minmax")
+    assert np.array_equal(quantize(values, full).codes.min(axis=1), np.full(500, -8))
+
+
+@pytest.mark.parametrize("scheme", [parse_scheme(s) for s in SCHEMES if "scale" not in s], ids=str)
 def test_minmax_is_what_an_array_by_itself_is_quantized_with(scheme):
     values = matrix()
     assert scales_of_blocks(values, scheme, "minmax").same(fewbits.quantize_array(values, scheme).params)

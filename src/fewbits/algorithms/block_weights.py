@@ -95,7 +95,8 @@ def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array |
 
     Args:
       rows: [rows, K], finite float32.
-      scheme: Integers per-group(-1, size), with or without zero points.
+      scheme: Integers per-group(-1, size), with or without zero points; symmetric with scales said to be stored as
+        fp32, these may be negative, so that the side with a code more is that which needs it.
       rule: Of ``BLOCK_RULES``.
       importance: h [K] >= 0, the diagonal of X^T X; None: all weights count alike.
     Source: the objective is that of the imatrix search of llama.cpp (quantize_row_*_impl), solved by our own grid.
@@ -110,7 +111,7 @@ def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array |
         weights = np.ones(columns)
     padded = np.zeros(blocks * size)
     padded[:columns] = weights / weights.max()
-    search = _Search(scheme.format, scheme.symmetric, padded.reshape(blocks, size).astype(np.float32))
+    search = _Search(scheme, padded.reshape(blocks, size).astype(np.float32))
     scale, zero = np.empty((count, blocks), np.float32), np.empty((count, blocks), np.float32)
     step = max(1, _ELEMENTS // (blocks * size))
     for start in range(0, count, step):
@@ -127,31 +128,46 @@ def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array |
 class _Search:
     """The search over scales of one matrix, some rows at a time: groups [rows, blocks, size]."""
 
-    def __init__(self, fmt: Int, symmetric: bool, importance: np.ndarray) -> None:
-        self.format, self.symmetric, self.importance = fmt, symmetric, importance
+    def __init__(self, scheme: Scheme, importance: np.ndarray) -> None:
+        assert isinstance(scheme.format, Int)
+        self.format, self.symmetric, self.importance = scheme.format, scheme.symmetric, importance
+        # A scale of which the scheme says how it is stored may be negative.
+        self.signed = scheme.symmetric and scheme.scale is not None
 
-    def widest(self, groups: np.ndarray, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scales and zero points of a part of the range."""
+    def widest(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scales and zero points under which nothing saturates."""
+        if not self.signed:
+            return self._part(groups, 1.0)
+        # The side of the largest magnitude has one code more; dividing by a power of two is exact.
+        low, high = groups.min(axis=2), groups.max(axis=2)
+        amax = np.maximum(-low, high)
+        wide = np.where(amax == 0, np.float32(1), np.maximum(amax / np.float32(-self.format.min_value), MIN_SCALE))
+        return np.where(high > -low, -wide, wide).astype(np.float32), np.zeros_like(amax)
+
+    def best(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scales and zero points with the least error; a tie keeps the wider range."""
+        scale, zero = self.widest(groups)
+        least = self._error(groups, self._codes(groups, scale, zero), scale)
+        for sign in (1, -1) if self.signed else (1,):  # -8 to 7 steps, or -7 to 8: whichever suits the block
+            side = groups if sign > 0 else -groups
+            for fraction in _FRACTIONS.get(self.format.bits, _FRACTIONS[8]):
+                tried, places = self._part(side, float(fraction))
+                # Rounding the zero point is part of the range; the scale is then free, and has a best value for its
+                # codes.
+                fitted = self._fitted(side, self._codes(side, tried, places), tried)
+                error = self._error(side, self._codes(side, fitted, places), fitted)
+                better = error < least
+                least = np.where(better, error, least)
+                scale, zero = np.where(better, sign * fitted, scale), np.where(better, places, zero)
+        return scale, zero
+
+    def _part(self, groups: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scales > 0 and zero points of a part of the range."""
         if self.symmetric:
             found = affine_from_amax(np.abs(groups).max(axis=2) * fraction, self.format)
         else:
             found = choose_affine(groups.min(axis=2) * fraction, groups.max(axis=2) * fraction, self.format)
         return np.asarray(found[0], np.float32), np.asarray(found[1], np.float32)
-
-    def best(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the scales and zero points with the least error; a tie keeps the wider range."""
-        scale, zero = self.widest(groups)
-        codes = self._codes(groups, scale, zero)
-        least = self._error(groups, codes, scale)
-        for fraction in _FRACTIONS.get(self.format.bits, _FRACTIONS[8]):
-            tried, places = self.widest(groups, float(fraction))
-            # Rounding the zero point is part of the range; the scale is then free, and has a best value for its codes.
-            fitted = self._fitted(groups, self._codes(groups, tried, places), tried)
-            error = self._error(groups, self._codes(groups, fitted, places), fitted)
-            better = error < least
-            least = np.where(better, error, least)
-            scale, zero = np.where(better, fitted, scale), np.where(better, places, zero)
-        return scale, zero
 
     def _codes(self, groups: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Returns codes less their zero points: multiples of the scale, float32."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 from fewbits._base.catalog import nearest
 from fewbits._base.errors import TargetError
 from fewbits.numerics.format import Int
+from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, OpView, Role, Site
@@ -44,6 +45,8 @@ def stored_scheme(name: str, named: NamedScheme, target: Target) -> Scheme | Non
     if target.block_sizes and silent and scheme.format.stored_bits <= _FEW_BITS:
         scheme = replace(scheme, granularity=PerGroup(axis=-1, size=target.default_block))
     plain = scheme == Scheme(format=scheme.format, granularity=scheme.granularity, symmetric=scheme.symmetric)
+    if scheme.symmetric and plain:  # said to be stored, scales may be negative: see scales_of_blocks
+        scheme = replace(scheme, scale=FORMATS["fp32"])
     size = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
     if size in target.block_sizes and plain and isinstance(scheme.format, Int) and scheme.format.bits in _BITS:
         return scheme
