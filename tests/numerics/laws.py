@@ -59,7 +59,7 @@ def where(holds: Callable[[ArrayScheme], bool]) -> pytest.MarkDecorator:
 
 
 every_entry = where(lambda entry: True)
-few = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+few = settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 
 
 def solved(entry: ArrayScheme) -> bool:

@@ -22,7 +22,7 @@ MICROSCALING = {
 }  # fmt: skip
 # Powers of two, every mantissa at which a policy changes its mind for some element; and the neighbours of each.
 FRACTIONS = [1.0, 1 + 2.0**-23, 1.25, 1.5, 1.75, 1.875, 1.9375, 1.96875, 1.984375, 1.9921875, 2 - 2.0**-23]
-EXPONENTS = [-126, -125, -100, -9, -8, -2, -1, 0, 1, 2, 7, 8, 9, 15, 16, 100, 126, 127]
+EXPONENTS = [-126, -125, -9, -8, -1, 0, 1, 2, 8, 15, 16, 126, 127]
 
 
 def amaxes() -> np.ndarray:
@@ -63,8 +63,8 @@ def test_the_scale_of_a_block_at_float32s_end_keeps_its_elements_finite(name):
         assert np.all(np.isfinite(fewbits.quantize_array(np.repeat(value[:, None], 32, axis=1), array).dequantize()))
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(2.0**-126, 3.4028234663852886e38, width=32), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.floats(2.0**-126, 3.4028234663852886e38, width=32), min_size=1, max_size=20))
 @pytest.mark.parametrize("name", list(MICROSCALING))
 def test_the_scale_of_any_block_is_the_definitions_power_of_two(name, amax):
     is_what_the_oracle_says(np.array(amax, np.float32), MICROSCALING[name])

@@ -145,114 +145,6 @@ def test_any_float32_gets_the_oracles_code(name, patterns):
     assert_encodes_as_the_oracle(values, fmt)
 
 
-# --- formats that nobody has listed -------------------------------------------------------------------------------
-
-
-@st.composite
-def drawn_floats(draw) -> Float:
-    exponent_bits, mantissa_bits = draw(st.integers(2, 8)), draw(st.integers(1, 7))
-    # Exponents of 8 bits fill float32 with infinity and NaN at the top.
-    specials = draw(st.sampled_from(list(Specials))) if exponent_bits < 8 else Specials.IEEE
-    # Inside float32: the largest exponent at most 127, and normal numbers normal; see OUTSIDE.
-    largest = (1 << exponent_bits) - 1 - (specials is Specials.IEEE)
-    bias = draw(st.integers(max(largest - 127, -103 - mantissa_bits), 127))
-    return Float(
-        name="drawn",
-        exponent_bits=exponent_bits,
-        mantissa_bits=mantissa_bits,
-        bias=bias,
-        specials=specials,
-        signed=draw(st.booleans()),
-    )
-
-
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-@st.composite
-def drawn_codebooks(draw) -> Codebook:
-    # Halves make exact ties; numbers of 24 bits make middles that float32 does not hold, and numbers of many sizes
-    # middles that float64 does not hold.
-    halves = st.integers(-40, 40).map(lambda n: n / 2)
-    many_bits = st.tuples(st.integers(-(1 << 24) + 1, (1 << 24) - 1), st.sampled_from([20, 22, 24]))
-    numbers = st.one_of(halves, many_bits.map(lambda pair: pair[0] / (1 << pair[1])))
-    powers = st.sampled_from([0, 0, -100, 100, -140, 122])
-    power = st.just(draw(powers)) if draw(st.booleans()) else powers
-    # Rounded to float32's denormals where the power leads there.
-    held = st.tuples(numbers, power).map(lambda pair: float(np.float32(pair[0] * 2.0 ** pair[1])) + 0.0)
-    values = draw(st.lists(held, min_size=2, max_size=40, unique=True))
-    return Codebook(name="drawn", values=tuple(values), ties=draw(st.sampled_from(["even", "up", "zero"])))
-
-
-@settings(deadline=None, max_examples=60)
-@given(drawn_floats(), st.integers(0, 2**32 - 1))
-@example(Float(name="drawn", exponent_bits=8, mantissa_bits=7, bias=127, specials=Specials.IEEE), 0)
-@example(Float(name="drawn", exponent_bits=2, mantissa_bits=1, bias=-60, specials=Specials.NONE, signed=False), 0)
-@example(Float(name="drawn", exponent_bits=2, mantissa_bits=2, bias=127, specials=Specials.NONE), 0)
-@example(Float(name="drawn", exponent_bits=2, mantissa_bits=2, bias=-105, specials=Specials.NONE), 0)
-@example(Float(name="drawn", exponent_bits=4, mantissa_bits=4, bias=7, specials=Specials.NAN), 0)
-def test_a_float_format_of_any_shape_agrees_with_the_oracle(fmt, seed):
-    rng = np.random.default_rng(seed)
-    pairs = rng.choice(all_pairs(fmt), min(60, len(all_pairs(fmt))), replace=False)
-    any_float = rng.integers(0, 1 << 32, 50, dtype=np.uint32).view(np.float32)
-    assert_encodes_as_the_oracle(np.concatenate([table_of(fmt, pairs), any_float]), fmt)
-    codes = np.asarray(fmt.codes())
-    assert len(codes) == len(oracle.codes_of(fmt))
-    assert_decodes_as_the_oracle(rng.choice(codes, 100), fmt)
-
-
-@settings(deadline=None, max_examples=100)
-@given(drawn_codebooks(), st.lists(FINITE, max_size=20))
-@example(Codebook(name="drawn", values=(3.4028235e38, -3.4028235e38)), [0.0, 1e-45, -1e-45])
-@example(Codebook(name="drawn", values=(0.0, 1e-45), ties="up"), [])
-@example(Codebook(name="drawn", values=(1e-45, 0.0, 3e38), ties="even"), [])
-def test_a_codebook_in_any_order_agrees_with_the_oracle(fmt, others):
-    assert_encodes_as_the_oracle(np.concatenate([table_of(fmt, all_pairs(fmt)), np.float32(others)]), fmt)
-    assert_decodes_as_the_oracle(np.asarray(fmt.codes()), fmt)
-
-
-# What the constructor refuses, each a step beyond what it takes (above).
-OUTSIDE = {
-    "normal numbers that are denormal in float32": (2, 2, 128, Specials.NONE),
-    "denormals that are rounded by a power of two beyond float32": (2, 2, -106, Specials.NONE),
-    "denormals near float32's end": (2, 2, -124, Specials.NONE),
-    "numbers beyond float32's end": (7, 1, -1, Specials.NONE),
-    "codes of 17 bits": (6, 10, 31, Specials.IEEE),
-}
-
-
-@pytest.mark.parametrize(("exponent_bits", "mantissa_bits", "bias", "specials"), OUTSIDE.values(), ids=OUTSIDE)
-def test_a_float_format_that_does_not_lie_inside_float32_is_refused(exponent_bits, mantissa_bits, bias, specials):
-    with pytest.raises(NumericsError, match=f"got e{exponent_bits}m{mantissa_bits}, bias {bias}") as caught:
-        Float(name="odd", exponent_bits=exponent_bits, mantissa_bits=mantissa_bits, bias=bias, specials=specials)
-    assert caught.value.slug == "format-bits"
-    assert "\n" not in str(caught.value)
-
-
-def test_nan_without_infinity_in_9_bits_is_decoded_as_the_oracle_says():
-    # More than 8 bits are decoded without a table.
-    fmt = Float(name="e4m4", exponent_bits=4, mantissa_bits=4, bias=7, specials=Specials.NAN)
-    assert_encodes_as_the_oracle(table_of(fmt, all_pairs(fmt)), fmt)
-    values = assert_decodes_as_the_oracle(np.asarray(fmt.codes()), fmt)
-    assert np.flatnonzero(np.isnan(values)).tolist() == [0xFF, 0x1FF]
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_value_beside_the_middle_of_neighbours_far_apart_gets_the_nearer_one(sign):
-    # The middle is -1 - 2**-53, which float64 rounds to -1: that lies nearer to the small value.
-    fmt = Codebook(name="far", values=tuple(sorted((-2.0 * sign, -(2.0**-52) * sign))))
-    assert fmt.values[oracle.encode(-1.0 * sign, fmt)] == -(2.0**-52) * sign
-    assert_encodes_as_the_oracle(with_neighbours(np.array([-1.0, 1.0], np.float32)), fmt)
-
-
-def test_a_codebook_with_a_zero_decodes_to_the_same_bits_whichever_was_asked_before():
-    # 0 and -0 are equal, so that the table of one is found for the other.
-    minus, plus = (Codebook(name="zeros", values=(zero, 1.0)) for zero in (-0.0, 0.0))
-    assert minus == plus
-    signs = [bool(np.signbit(fmt.decode(np.zeros(1, np.uint8)))[0]) for fmt in (minus, plus)]
-    assert signs == [False, False]
-
-
 # --- every code ---------------------------------------------------------------------------------------------------
 
 
@@ -380,3 +272,113 @@ def test_codes_under_a_scale_are_those_of_the_float32_quotient(name, scale):
 def test_the_oracle_knows_every_kind_of_format_that_there_is():
     kinds = {type(fmt) for fmt in FORMATS.values()}
     assert kinds <= {Int, Fixed, Float, Exponent, Single, Codebook}
+
+
+# --- formats that nobody has listed -------------------------------------------------------------------------------
+
+
+@st.composite
+def drawn_floats(draw) -> Float:
+    # The oracle lists all values, which takes as long as there are many: 12 bits with the sign, up to e8m3, e4m7.
+    exponent_bits = draw(st.integers(2, 8))
+    mantissa_bits = draw(st.integers(1, min(7, 11 - exponent_bits)))
+    # Exponents of 8 bits fill float32 with infinity and NaN at the top.
+    specials = draw(st.sampled_from(list(Specials))) if exponent_bits < 8 else Specials.IEEE
+    # Inside float32: the largest exponent at most 127, and normal numbers normal; see OUTSIDE.
+    largest = (1 << exponent_bits) - 1 - (specials is Specials.IEEE)
+    bias = draw(st.integers(max(largest - 127, -103 - mantissa_bits), 127))
+    return Float(
+        name="drawn",
+        exponent_bits=exponent_bits,
+        mantissa_bits=mantissa_bits,
+        bias=bias,
+        specials=specials,
+        signed=draw(st.booleans()),
+    )
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def drawn_codebooks(draw) -> Codebook:
+    # Halves make exact ties; numbers of 24 bits make middles that float32 does not hold, and numbers of many sizes
+    # middles that float64 does not hold.
+    halves = st.integers(-40, 40).map(lambda n: n / 2)
+    many_bits = st.tuples(st.integers(-(1 << 24) + 1, (1 << 24) - 1), st.sampled_from([20, 22, 24]))
+    numbers = st.one_of(halves, many_bits.map(lambda pair: pair[0] / (1 << pair[1])))
+    powers = st.sampled_from([0, 0, -100, 100, -140, 122])
+    power = st.just(draw(powers)) if draw(st.booleans()) else powers
+    # Rounded to float32's denormals where the power leads there.
+    held = st.tuples(numbers, power).map(lambda pair: float(np.float32(pair[0] * 2.0 ** pair[1])) + 0.0)
+    values = draw(st.lists(held, min_size=2, max_size=40, unique=True))
+    return Codebook(name="drawn", values=tuple(values), ties=draw(st.sampled_from(["even", "up", "zero"])))
+
+
+@settings(deadline=None, max_examples=60)
+@given(drawn_floats(), st.integers(0, 2**32 - 1))
+@example(Float(name="drawn", exponent_bits=8, mantissa_bits=7, bias=127, specials=Specials.IEEE), 0)
+@example(Float(name="drawn", exponent_bits=2, mantissa_bits=1, bias=-60, specials=Specials.NONE, signed=False), 0)
+@example(Float(name="drawn", exponent_bits=2, mantissa_bits=2, bias=127, specials=Specials.NONE), 0)
+@example(Float(name="drawn", exponent_bits=2, mantissa_bits=2, bias=-105, specials=Specials.NONE), 0)
+@example(Float(name="drawn", exponent_bits=4, mantissa_bits=4, bias=7, specials=Specials.NAN), 0)
+def test_a_float_format_of_any_shape_agrees_with_the_oracle(fmt, seed):
+    rng = np.random.default_rng(seed)
+    pairs = rng.choice(all_pairs(fmt), min(60, len(all_pairs(fmt))), replace=False)
+    any_float = rng.integers(0, 1 << 32, 50, dtype=np.uint32).view(np.float32)
+    assert_encodes_as_the_oracle(np.concatenate([table_of(fmt, pairs), any_float]), fmt)
+    codes = np.asarray(fmt.codes())
+    assert len(codes) == len(oracle.codes_of(fmt))
+    assert_decodes_as_the_oracle(rng.choice(codes, 100), fmt)
+
+
+@settings(deadline=None, max_examples=100)
+@given(drawn_codebooks(), st.lists(FINITE, max_size=20))
+@example(Codebook(name="drawn", values=(3.4028235e38, -3.4028235e38)), [0.0, 1e-45, -1e-45])
+@example(Codebook(name="drawn", values=(0.0, 1e-45), ties="up"), [])
+@example(Codebook(name="drawn", values=(1e-45, 0.0, 3e38), ties="even"), [])
+def test_a_codebook_in_any_order_agrees_with_the_oracle(fmt, others):
+    assert_encodes_as_the_oracle(np.concatenate([table_of(fmt, all_pairs(fmt)), np.float32(others)]), fmt)
+    assert_decodes_as_the_oracle(np.asarray(fmt.codes()), fmt)
+
+
+# What the constructor refuses, each a step beyond what it takes (above).
+OUTSIDE = {
+    "normal numbers that are denormal in float32": (2, 2, 128, Specials.NONE),
+    "denormals that are rounded by a power of two beyond float32": (2, 2, -106, Specials.NONE),
+    "denormals near float32's end": (2, 2, -124, Specials.NONE),
+    "numbers beyond float32's end": (7, 1, -1, Specials.NONE),
+    "codes of 17 bits": (6, 10, 31, Specials.IEEE),
+}
+
+
+@pytest.mark.parametrize(("exponent_bits", "mantissa_bits", "bias", "specials"), OUTSIDE.values(), ids=OUTSIDE)
+def test_a_float_format_that_does_not_lie_inside_float32_is_refused(exponent_bits, mantissa_bits, bias, specials):
+    with pytest.raises(NumericsError, match=f"got e{exponent_bits}m{mantissa_bits}, bias {bias}") as caught:
+        Float(name="odd", exponent_bits=exponent_bits, mantissa_bits=mantissa_bits, bias=bias, specials=specials)
+    assert caught.value.slug == "format-bits"
+    assert "\n" not in str(caught.value)
+
+
+def test_nan_without_infinity_in_9_bits_is_decoded_as_the_oracle_says():
+    # More than 8 bits are decoded without a table.
+    fmt = Float(name="e4m4", exponent_bits=4, mantissa_bits=4, bias=7, specials=Specials.NAN)
+    assert_encodes_as_the_oracle(table_of(fmt, all_pairs(fmt)), fmt)
+    values = assert_decodes_as_the_oracle(np.asarray(fmt.codes()), fmt)
+    assert np.flatnonzero(np.isnan(values)).tolist() == [0xFF, 0x1FF]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_beside_the_middle_of_neighbours_far_apart_gets_the_nearer_one(sign):
+    # The middle is -1 - 2**-53, which float64 rounds to -1: that lies nearer to the small value.
+    fmt = Codebook(name="far", values=tuple(sorted((-2.0 * sign, -(2.0**-52) * sign))))
+    assert fmt.values[oracle.encode(-1.0 * sign, fmt)] == -(2.0**-52) * sign
+    assert_encodes_as_the_oracle(with_neighbours(np.array([-1.0, 1.0], np.float32)), fmt)
+
+
+def test_a_codebook_with_a_zero_decodes_to_the_same_bits_whichever_was_asked_before():
+    # 0 and -0 are equal, so that the table of one is found for the other.
+    minus, plus = (Codebook(name="zeros", values=(zero, 1.0)) for zero in (-0.0, 0.0))
+    assert minus == plus
+    signs = [bool(np.signbit(fmt.decode(np.zeros(1, np.uint8)))[0]) for fmt in (minus, plus)]
+    assert signs == [False, False]

@@ -128,7 +128,7 @@ def plainly(name: str, rows: np.ndarray) -> np.ndarray:
 
 
 @each_super
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["normal", "laplace", "student", "outlier", "shifted", "few values"]),
@@ -269,12 +269,11 @@ def test_array_api_strict_gives_the_same_bits(name):
 
 @pytest.mark.torch
 @each
-@pytest.mark.parametrize("axis", [-1, 0])
-def test_torch_gives_the_same_bits(name, axis):
+def test_torch_gives_the_same_bits(name):
     torch = pytest.importorskip("torch", reason="torch is an extra: make test TORCH=1")
-    rows = hard() if axis == -1 else np.ascontiguousarray(hard().T)
-    ours = fewbits.quantize_array(rows, name, axis=axis)
-    theirs = fewbits.quantize_array(torch.from_numpy(rows), name, axis=axis)
+    rows = hard()
+    ours = fewbits.quantize_array(rows, name)
+    theirs = fewbits.quantize_array(torch.from_numpy(rows), name)
     assert isinstance(theirs.codes, torch.Tensor)
     assert ours.same(theirs)
     assert np.asarray(ours.dequantize()).tobytes() == theirs.dequantize().numpy().tobytes()

@@ -16,7 +16,7 @@ from fewbits.numerics.granularity import PerBlock, PerFlat
 
 @every_entry
 def test_the_size_of_a_tile_changes_nothing(monkeypatch, entry):
-    shape = (9, wide(entry, 70))
+    shape = (5, wide(entry, 70))
     values = values_of("spread", shape, 0)
     whole = fewbits.quantize_array(values, entry)
     real = np.asarray(whole.dequantize())

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from fewbits_test_laws import cases, every_entry, few, has_zero, in_its_own, shifted, solved, values_of, where, wide
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fewbits
@@ -92,7 +92,7 @@ def wide_enough(entry: ArrayScheme) -> bool:
 
 
 @where(wide_enough)
-@settings(few, max_examples=6)
+@few
 @given(cases(("normal", "halves")), st.integers(0, 6))
 def test_a_factor_of_a_power_of_two_is_a_factor_of_the_scales(entry, make, exponent):
     # Away from the ends of fp16, in which scales and minimums may be stored. The scale of a group of zeros is 1, and so

