@@ -22,11 +22,19 @@ ROWS = np.array(
 DRAWN = given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 40), st.integers(-60, 60))
 
 
-def drawn(seed: int, rows: int, columns: int, exponent: int) -> np.ndarray:
-    """Returns normal values, or small integers, whose halves of means are often among them."""
+def normal(seed: int, rows: int, columns: int, exponent: int) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((rows, columns)) * 2.0**exponent).astype(np.float32)
+
+
+def tied(seed: int, rows: int, columns: int, exponent: int) -> np.ndarray:
+    """Returns pairs 4 - k and 4 + k, k up to 4, with signs: whatever pairs share a scale, it is 4, and 2 is half of it.
+
+    Sums are integers times a power of two, exact in float32 in any order.
+    """
     rng = np.random.default_rng(seed)
-    values = rng.standard_normal((rows, columns)) if seed % 2 else rng.integers(-4, 5, (rows, columns))
-    return (values * 2.0**exponent).astype(np.float32)
+    k = rng.integers(0, 5, (rows, columns, 1))
+    pairs = (4 + k * [-1, 1]) * rng.choice([-1, 1], (rows, columns, 2))
+    return (pairs * 2.0**exponent).astype(np.float32).reshape(rows, 2 * columns)
 
 
 def values_and_scale(tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
@@ -58,11 +66,14 @@ def test_half_a_mean_is_zero_under_it():
     assert np.asarray(tensor.codes).ravel().tolist() == codes_by_oracle(ROWS, scale)
 
 
+@pytest.mark.parametrize("draw", [normal, tied], ids=lambda draw: draw.__name__)
 @pytest.mark.parametrize("scheme", ["ternary", "ternary-channel", "ternary-g10"])
 @settings(deadline=None, max_examples=40)
 @DRAWN
-def test_codes_are_the_rounded_quotients_by_the_mean_and_those_of_the_oracle(scheme, seed, rows, columns, exponent):
-    array = drawn(seed, rows, columns, exponent)
+def test_codes_are_the_rounded_quotients_by_the_mean_and_those_of_the_oracle(
+    scheme, draw, seed, rows, columns, exponent
+):
+    array = draw(seed, rows, columns, exponent)
     tensor = fewbits.quantize_array(array, scheme)
     values, scale = values_and_scale(tensor)
     assert np.array_equal(values, np.clip(np.rint(array / scale), -1, 1))
@@ -72,13 +83,23 @@ def test_codes_are_the_rounded_quotients_by_the_mean_and_those_of_the_oracle(sch
 @pytest.mark.torch
 @settings(deadline=None, max_examples=40)
 @DRAWN
-def test_codes_are_those_of_bitnet_in_torch(seed, rows, columns, exponent):
-    # arXiv 2402.17764, equations 1 to 3, without the epsilon that keeps the mean of zeros from being 0. Torch sums the
-    # mean in float32 in an order of its own: n - 1 additions, its division and the rounding of ours, 2**-24 each.
+def test_codes_and_scales_are_those_of_bitnet_in_torch(seed, rows, columns, exponent):
+    # arXiv 2402.17764, equations 1 to 3, without the epsilon that keeps the mean of zeros from being 0.
     torch = pytest.importorskip("torch", reason="torch is an extra: make test TORCH=1")
-    weight = torch.from_numpy(drawn(seed, rows, columns, exponent))
+    weight = torch.from_numpy(tied(seed, rows, columns, exponent))
     tensor = fewbits.quantize_array(weight, "ternary")
     mean = weight.abs().mean()
-    assert mean == 0 or abs(float(tensor.scale) - float(mean)) <= (weight.numel() + 1) * 2.0**-24 * float(mean)
-    expected = torch.round(weight / tensor.scale).clamp(-1, 1)
-    assert torch.equal(TERNARY.decode(tensor.codes), expected)
+    assert tensor.scale.flatten().tolist() == [mean.item()]
+    assert torch.equal(TERNARY.decode(tensor.codes), torch.round(weight / mean).clamp(-1, 1))
+
+
+@pytest.mark.torch
+@settings(deadline=None, max_examples=40)
+@DRAWN
+def test_the_scale_is_the_mean_of_torch_but_for_its_roundings(seed, rows, columns, exponent):
+    # Torch sums in float32, in an order of its own: n - 1 additions, the division, and the rounding of our exact mean.
+    torch = pytest.importorskip("torch", reason="torch is an extra: make test TORCH=1")
+    weight = torch.from_numpy(normal(seed, rows, columns, exponent))
+    tensor, mean = fewbits.quantize_array(weight, "ternary"), float(weight.abs().mean())
+    assert abs(float(tensor.scale) - mean) <= (weight.numel() + 1) * 2.0**-24 * mean
+    assert torch.equal(TERNARY.decode(tensor.codes), torch.round(weight / tensor.scale).clamp(-1, 1))
