@@ -110,7 +110,7 @@ class LargestToReach(_BlockRounding):
 
     @property
     def name(self) -> str:
-        return "largest magnitude to the highest code, ties away from zero"
+        return "largest to the highest code, ties away"
 
     def _round(self, blocks: Array, fmt: Int) -> tuple[Array, Array, Array | None]:
         xp = namespace(blocks)
