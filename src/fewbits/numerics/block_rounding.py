@@ -68,7 +68,7 @@ class LargestToEnd(_BlockRounding):
 
     @property
     def name(self) -> str:
-        return "largest value to the lowest code"
+        return "largest value to the lowest"
 
     def _round(self, blocks: Array, fmt: Int) -> tuple[Array, Array, Array | None]:
         xp = namespace(blocks)
@@ -110,7 +110,7 @@ class LargestToReach(_BlockRounding):
 
     @property
     def name(self) -> str:
-        return "largest to the highest code, ties away"
+        return "largest to the highest, ties away"
 
     def _round(self, blocks: Array, fmt: Int) -> tuple[Array, Array, Array | None]:
         xp = namespace(blocks)

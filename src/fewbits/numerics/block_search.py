@@ -81,7 +81,7 @@ class SuperBlockSearch(Solver):
 
     @property
     def name(self) -> str:
-        return f"least squares over super-blocks, {self.weighting.value} weights"
+        return f"search, {self.weighting.value} weights"
 
     def solve(self, rows: Array, scheme: Scheme) -> QTensor:
         with ignore_overflow():  # a quotient by a scale of almost 0 saturates
