@@ -32,7 +32,7 @@ from fewbits.targets.base import Target
 # Of so many examples one is held out, and fewer than two such fours tell nothing.
 _HELD_OUT = 4
 _LEAST_EXAMPLES = 2 * _HELD_OUT
-# Ranges and rounders that are tried, that of a run without data first: it is kept unless another one errs less.
+# Ranges and rounders that are tried beside those of a run without data, which are kept unless another pair errs less.
 _CANDIDATES = tuple((rule, rounder) for rounder in ("nearest", "gptq") for rule in (MSE, MINMAX, WEIGHTED))
 # Bytes of second moments in work at a time, unless one alone takes more; the data flow once for each such group.
 _GROUP_BYTES = 512 * 2**20
@@ -190,12 +190,13 @@ class Blockwise:
         turned = scheme.granularity.axis == 0
         best, least, plain, fed = layer.decision, float("inf"), 0.0, float("inf")
         kept: QTensor | None = None
-        for rule, rounder in _CANDIDATES:
+        drafted = layer.decision.range_rule or MINMAX, layer.decision.rounder or "nearest"
+        for rule, rounder in dict.fromkeys((drafted, *_CANDIDATES)):
             tried = replace(layer.decision, range_rule=rule, rounder=rounder)
             tensor = self._quantized(tried, moments, passed)
             off = values - np.asarray(tensor.dequantize())
             error = moments.held.output_error(off.T if turned else off)
-            if (rule, rounder) == _CANDIDATES[0]:
+            if (rule, rounder) == drafted:
                 plain = error
             if rounder != "nearest":
                 fed = min(fed, error)
@@ -203,7 +204,8 @@ class Blockwise:
                 best, least, kept = tried, error, tensor
         if kept is not None and _needs_inputs(best):
             self._made[_key(best)] = kept
-        return replace(best, reason=f"{best.reason}; {_evidence(best, least, plain, fed, len(self._held))}")
+        why = _evidence(best, drafted, (least, plain, fed), len(self._held))
+        return replace(best, reason=f"{best.reason}; {why}")
 
 
 def _fed(layers: list[_Layer], seen: dict[str, _Seen]) -> Iterator[tuple[_Layer, _Seen, Feedback]]:
@@ -225,13 +227,14 @@ def _key(decision: Decision) -> tuple[object, ...]:
     return decision.site, decision.scheme, decision.range_rule, decision.rounder
 
 
-def _evidence(best: Decision, least: float, plain: float, fed: float, examples: int) -> str:
-    """Returns why a candidate was taken, in words."""
+def _evidence(best: Decision, drafted: tuple[str, str], errors: tuple[float, float, float], examples: int) -> str:
+    """Returns why a candidate was taken, in words; errors are the least, the drafted one's, and that of gptq."""
+    least, plain, fed = errors
     where = f"on {examples} calibration examples held out"
     rule, rounder = best.range_rule, best.rounder
     if plain <= 0:
         return f"{rule}, {rounder}: no output error {where}"
-    if (rule, rounder) == _CANDIDATES[0]:
+    if (rule, rounder) == drafted:
         return f"{rule}, {rounder}: nothing tried errs less {where} (gptq {fed / plain:.2f} times as much)"
     beside = "" if rounder != "nearest" else f" (gptq {fed / plain:.2f})"
-    return f"{rule}, {rounder}: {least / plain:.2f} of the output error of mse, nearest {where}{beside}"
+    return f"{rule}, {rounder}: {least / plain:.2f} of the output error of {', '.join(drafted)} {where}{beside}"

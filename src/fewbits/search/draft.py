@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from fewbits.algorithms.block_weights import range_without_data
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
@@ -13,8 +14,6 @@ from fewbits.planning.site import Role, Site
 from fewbits.targets import PlacedSite, Placement, place, place_stored
 from fewbits.targets.base import Target
 
-# What scales of blocks go by where there are no data to weigh errors with.
-STORED_RANGE = "mse"
 # A shorthand that says how many elements share a scale.
 _SIZED = re.compile(r"-g\d+")
 
@@ -102,7 +101,7 @@ def draft_stored(
             op=p.site.op,
             node=p.site.node,
             scheme=p.scheme,
-            range_rule=STORED_RANGE if isinstance(p.scheme.granularity, PerGroup) else "minmax",
+            range_rule=range_without_data(p.scheme) if isinstance(p.scheme.granularity, PerGroup) else "minmax",
             rounder="nearest",
             reason=reason(p),
             stored=True,
