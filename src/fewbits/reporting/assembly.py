@@ -89,7 +89,17 @@ def _weights_sentence(run: Finished, report: schema.Report) -> str:
 
 
 def _search(run: Finished) -> tuple[schema.Candidate, ...]:
-    """Returns everything that was tried: repairs, which go by speed, then candidates, which go by closeness."""
+    """Returns everything that was tried: targets and repairs, which go by speed, then candidates, by closeness."""
+    offers = [
+        schema.Candidate(
+            step=number,
+            change=f"target {offer.target}: float {offer.float_ms:.3g} ms, quantized {offer.quantized_ms:.3g} ms",
+            kept=offer.kept,
+            reason=f"{offer.float_speedup.ratio:.2f}x and {offer.quantized_speedup.ratio:.2f}x as fast as float on "
+            f"{run.offers[0].target}",
+        )
+        for number, offer in enumerate(run.offers, start=1)
+    ]
     repairs = [
         schema.Candidate(
             step=number,
@@ -99,7 +109,7 @@ def _search(run: Finished) -> tuple[schema.Candidate, ...]:
             if trial.speedup is None
             else f"{trial.speedup.ratio:.2f}x as fast as before ({trial.speedup.low:.2f} to {trial.speedup.high:.2f})",
         )
-        for number, trial in enumerate(run.repairs.trials, start=1)
+        for number, trial in enumerate(run.repairs.trials, start=len(offers) + 1)
     ]
     candidates = [
         schema.Candidate(
@@ -111,9 +121,9 @@ def _search(run: Finished) -> tuple[schema.Candidate, ...]:
             kept=trial.kept,
             reason=trial.reason,
         )
-        for number, trial in enumerate(run.trail, start=len(repairs) + 1)
+        for number, trial in enumerate(run.trail, start=len(offers) + len(repairs) + 1)
     ]
-    return (*repairs, *candidates)
+    return (*offers, *repairs, *candidates)
 
 
 def _isa() -> str:
@@ -325,6 +335,7 @@ def timings(run: Finished) -> str:
             {"repair": trial.name, "kept": trial.kept, **({} if trial.speedup is None else _speedup(trial.speedup))}
             for trial in run.repairs.trials
         ],
+        "targets": [asdict(offer) for offer in run.offers],
     }
     document = head if run.ran is None else {**_measured(run.ran), **head}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

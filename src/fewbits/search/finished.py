@@ -16,6 +16,7 @@ from fewbits.measurement.benchmark import Performance
 from fewbits.measurement.executed import ExecutedGraph
 from fewbits.measurement.quality import Quality
 from fewbits.planning.site import GraphView
+from fewbits.search.auto import Offer
 from fewbits.search.building import Candidate
 from fewbits.search.loop import Trial
 from fewbits.search.preparing import Prepared
@@ -91,6 +92,7 @@ class Finished:
       graph: View of the model.
       seconds: How long each stage took.
       warnings: What the reader must know.
+      offers: What each target would give, where the fastest was to be taken; empty where one was named.
       scratch: Holds the folder of the data file until the result is forgotten.
     """
 
@@ -107,6 +109,7 @@ class Finished:
     graph: GraphView
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = field(default=())
+    offers: tuple[Offer, ...] = ()
     scratch: Scratch | None = None
 
     @property

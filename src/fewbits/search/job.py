@@ -26,6 +26,7 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
+from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offers
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build
 from fewbits.search.draft import draft_plan, draft_stored
@@ -62,10 +63,42 @@ _QUICK_SECONDS = 1.0
 
 def run(request: Request) -> Finished:
     """Returns the measured result of a request."""
+    if request.target == AUTO and request.plan is None:
+        return _run_fastest(request)
     prepared = prepare(request)
     for warning in prepared.warnings:
         request.notice(warning)
     return finish(prepared)
+
+
+def _run_fastest(request: Request) -> Finished:
+    """Returns the measured result for the target that runs the model fastest here; the others are searched and timed.
+
+    Which target is taken goes by speed alone, and is settled before the verdict examples are read.
+    """
+    targets, notes = rungs(request)
+    share = None if request.time_budget is None else request.time_budget / len(targets)
+    first = prepare(replace(request, target=targets[0].full_name, time_budget=share))
+    for warning in (*first.warnings, *notes):
+        request.notice(warning)
+    if len(targets) == 1:
+        found = finish(first)
+        return replace(found, warnings=(*found.warnings, *notes))
+    # The large tensors of several candidates cannot be in the one folder that the request names.
+    first = replace(first, request=replace(first.request, scratch=None))
+    scratches = [Scratch() for _ in targets]
+    jobs = [_Job(retargeted(first, t), scratch) for t, scratch in zip(targets, scratches, strict=True)]
+    holding: Path | None = None
+    try:
+        offers = _offers(jobs)
+        kept = next((i for i, offer in enumerate(offers) if offer.kept), 0)
+        found = jobs[kept].run()
+        holding = None if found.data_file is None else found.data_file.parent
+    finally:
+        for scratch in scratches:
+            if scratch.folder != holding:
+                scratch.close()
+    return replace(found, offers=offers, warnings=(*found.warnings, *taken(offers), *notes))
 
 
 def finish(prepared: Prepared) -> Finished:
@@ -94,6 +127,7 @@ class _Job:
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
         self._made: tuple[Prepared, Layerwise] | None = None
+        self._planned: tuple[Plan, tuple[Trial, ...], Repairs] | None = None
         self._blocks: Blockwise | None = None
 
     def run(self) -> Finished:
@@ -106,7 +140,7 @@ class _Job:
         float_reason = self._no_integers(candidate)
         unmeasured = "" if self._prepared.parts is not None else _NO_DATA
         ran, judged, mend = None, None, False
-        too_large = self._too_large()
+        too_large = self.too_large()
         if too_large is not None:
             unmeasured = too_large
             self._notes.append(f"loss and speed were not measured: {too_large} [not-measured]")
@@ -155,7 +189,35 @@ class _Job:
             scratch=self._scratch,
         )
 
+    @property
+    def target(self) -> str:
+        """The target's name with its instruction set."""
+        return self._prepared.target.full_name
+
+    @property
+    def request(self) -> Request:
+        """What is asked for."""
+        return self._request
+
+    def offer(self) -> tuple[ModelFiles, ModelFiles, Options]:
+        """Returns the float and the best quantized file, and how both are opened; no verdict example is read."""
+        plan, _, _ = self._plan()
+        data_file = self._data_file()
+        files = self._write(self._finalize(plan, data_file), data_file)
+        return files[0], files[1], self._options
+
+    def feeds(self) -> tuple[dict[str, np.ndarray], int]:
+        """Returns one example as the model is fed with it, and how many rows that is."""
+        feeds = self._one_example()
+        return feeds, rows_fed(self._prepared.model, feeds)
+
     def _plan(self) -> tuple[Plan, tuple[Trial, ...], Repairs]:
+        """Returns what ``_found`` finds, found once."""
+        if self._planned is None:
+            self._planned = self._found()
+        return self._planned
+
+    def _found(self) -> tuple[Plan, tuple[Trial, ...], Repairs]:
         """Returns the plan that was asked for, or found; the model may have been repaired on the way."""
         prepared, request = self._prepared, self._request
         if request.plan is not None:
@@ -290,7 +352,7 @@ class _Job:
         asked = self._request.plan is not None
         return "the plan keeps every site float" if asked else "no mix of integer and float nodes kept the budget"
 
-    def _too_large(self) -> str | None:
+    def too_large(self) -> str | None:
         """Returns why the models are not run: one would not fit into the memory that may be taken."""
         model = self._prepared.model
         if model.folder is None:
@@ -411,6 +473,23 @@ class _Job:
             float_executed=read_executed(runtime.executed(original.model, before, feeds), None),
             golden=make_golden(handed.model, feeds, options, seed=self._request.seed),
         )
+
+
+def _offers(jobs: list[_Job]) -> tuple[Offer, ...]:
+    """Returns what each job's target would give; nothing where a model is too large to be run."""
+    if any(job.too_large() for job in jobs):
+        return ()
+    request = jobs[0].request
+    offered = {job.target: job.offer() for job in jobs}
+    feeds, batch = jobs[0].feeds()
+    return time_offers(
+        {target: (file, options) for target, (file, _, options) in offered.items()},
+        {target: (file, options) for target, (_, file, options) in offered.items()},
+        feeds=feeds,
+        batch=batch,
+        seconds=request.measuring_seconds,
+        seed=request.seed,
+    )
 
 
 @final

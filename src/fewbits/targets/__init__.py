@@ -46,6 +46,12 @@ def resolve_target(text: str) -> Target:
     Raises: UsageError for unknown names, with the nearest one.
     """
     name, _, isa = text.partition(":")
+    if name == "auto":
+        raise UsageError(
+            f"the target 'auto' takes the fastest of several, timed, and is for 'fewbits quantize' without a plan; name "
+            f"one here: {', '.join(TARGETS)}",
+            slug="target-auto",
+        )
     target = TARGETS[name]
     here = "bf16" if "bf16" in target.variants and native_bf16() else instruction_set()
     wanted = isa or (target.isa if target.by_scheme else here)
