@@ -1,4 +1,4 @@
-"""Layer by layer on the quantized prefix: the mean error of each layer's output is gone, and the plan replays to the same bytes."""
+"""Layer by layer: the mean error of each layer's output is gone, and the plan replays to the same bytes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fewbits.numerics.format import Int
-from fewbits.targets.base import Target, Variant
+from fewbits.targets.base import Variant
 from fewbits.targets.ort_cpu import TARGET as _ORT_CPU
 
 _ACTIVATIONS = Int(bits=8, signed=False)
