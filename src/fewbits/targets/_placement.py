@@ -266,7 +266,7 @@ class _Placer:
         )
 
     def _fuses(self, op: OpView) -> bool:
-        """Returns whether an integer kernel takes a float operator in: the one before it, or what writes codes behind."""
+        """Returns whether an integer kernel takes a float operator in: the one before it, or what writes codes."""
         if op.outputs[0] not in self._written:
             return False
         if sum(not self.graph.is_constant(name) for name in op.inputs if name) == 1:
