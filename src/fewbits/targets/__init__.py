@@ -48,8 +48,8 @@ def resolve_target(text: str) -> Target:
     name, _, isa = text.partition(":")
     if name == "auto":
         raise UsageError(
-            f"the target 'auto' takes the fastest of several, timed, and is for 'fewbits quantize' without a plan; name "
-            f"one here: {', '.join(TARGETS)}",
+            "the target 'auto' takes the fastest of several, timed, and is for 'fewbits quantize' without a plan; "
+            f"name one here: {', '.join(TARGETS)}",
             slug="target-auto",
         )
     target = TARGETS[name]
