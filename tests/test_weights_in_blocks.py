@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 import fewbits
 from fewbits._base.errors import TargetError, UsageError
 from fewbits.measurement import benchmark
+from fewbits.models.onnx import opening
 from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.planning.plan import plan_from_json
 from fewbits.runtimes.base import Options
@@ -238,6 +239,23 @@ def test_where_nothing_can_be_in_blocks_node_and_operator_are_named(net: Any, tm
     with pytest.raises(TargetError, match="nothing-in-blocks"):
         fewbits.plan(model, scheme="w4a16-g32")
     assert quantized(model, "w8a16").plan.quantized
+
+
+def test_a_model_whose_weights_lie_in_a_file_gets_the_same_codes(
+    net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = held_weights(quantized(network(net).save(tmp_path), "w4a16-g32").model_bytes)
+    outside = tmp_path / "outside.onnx"
+    onnx.save_model(network(net).model(), outside, save_as_external_data=True, location="net.bin", size_threshold=0)
+    monkeypatch.setattr(opening, "_LAZY_BYTES", 0)
+    result = quantized(outside, "w4a16-g32")
+    result.save(tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size > 0
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    found = held_weights(model.SerializeToString())
+    assert found.keys() == inside.keys()
+    assert all(np.array_equal(found[name], value) for name, value in inside.items())
+    assert fewbits.verify(tmp_path / "out").golden_equal
 
 
 # --- by evidence --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fewbits._base.errors import ResourceError
 from fewbits.models.onnx.feeding import shard_size
 from fewbits.models.onnx.model import OnnxModel
+from fewbits.numerics.granularity import PerGroup
 from fewbits.planning.plan import Decision
 
 # What Python and the libraries hold before any model, bytes; measured on ONNX Runtime 1.31.1 with onnx-ir 1.1.
@@ -26,10 +27,18 @@ def memory_needed(model: OnnxModel, quantized: Sequence[Decision]) -> int:
     if model.folder is None:
         return _BASE_BYTES + 4 * model.file_bytes + 2 * inner
     stored = [d for d in quantized if d.stored]
-    largest = max((model.view.tensors[d.site].elements for d in stored), default=0)
-    if len(stored) == len(quantized):  # the codes of one weight at a time, a second time where they are turned
-        return _BASE_BYTES + 4 * len(model.original) + 2 * largest + _SLABS_BYTES
+    largest = max((_bytes_of(d, model.view.tensors[d.site].elements) for d in stored), default=0)
+    if len(stored) == len(quantized):  # one weight at a time
+        return _BASE_BYTES + 4 * len(model.original) + largest + _SLABS_BYTES
     return _BASE_BYTES + 4 * model.file_bytes + 2 * inner
+
+
+def _bytes_of(decision: Decision, elements: int) -> int:
+    """Returns the bytes of one stored weight while it is quantized."""
+    assert decision.scheme is not None
+    if isinstance(decision.scheme.granularity, PerGroup):  # whole: values, turned, and back again; codes, twice
+        return 16 * elements
+    return 2 * elements  # codes, a second time where they are turned
 
 
 def refuse_too_little(model: OnnxModel, quantized: Sequence[Decision], allowed: int | None, *, beside: int = 0) -> None:
