@@ -48,7 +48,11 @@ def job_options(function: Function) -> Function:
                 "--confidence", metavar="95%", default="95%", show_default=True, help="Of the one-sided bound."
             ),
             click.option(
-                "--target", metavar="NAME[:ISA]", default="ort-cpu", show_default=True, help="'fewbits targets' lists."
+                "--target",
+                metavar="NAME[:ISA]",
+                default="ort-cpu",
+                show_default=True,
+                help="'fewbits targets' lists; auto takes the fastest.",
             ),
             click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a16, w4a16-g32."),
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),

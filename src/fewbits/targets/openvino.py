@@ -46,6 +46,11 @@ _SUM = Condition(
     text="a bias is added, or no other product follows straight behind (OpenVINO gives wrong sums there)",
     holds=_sum_survives,
 )
+_FIXED = Condition(
+    slug="two-changing-matrices",
+    text="one matrix is fixed in the file (of two changing ones, attention is made, in one float kernel)",
+    holds=lambda op, graph: graph.is_constant(op.inputs[1]),
+)
 _FLOOR = Condition(
     slug="pool-ceil",
     text="the pooling rounds its shape down",
@@ -55,7 +60,8 @@ _FLOOR = Condition(
 
 def _product(op: str) -> OpRule:
     rule = _ORT[op]
-    return replace(rule, runs_as="FullyConnected", output=Output.OPTIONAL, conditions=(*rule.conditions, _SUM))
+    own = tuple(_FIXED if c.slug == _FIXED.slug else c for c in rule.conditions)
+    return replace(rule, runs_as="FullyConnected", output=Output.OPTIONAL, conditions=(*own, _SUM))
 
 
 _RULES = {
