@@ -181,8 +181,8 @@ def quantize(
       metric: ``top-1``, ``agreement`` or ``module:function``; by default top-1 with labels, else agreement.
       max_drop: Budget, ``"1%"`` or 0.01; 1 % by default, none with a forced scheme or plan.
       confidence: Of the one-sided bound that must lie inside the budget.
-      target: Runtime and instruction set of the deployment, e.g. ``ort-cpu`` or ``ort-cpu:avx2``; ``auto`` times several
-        on this machine and takes the fastest.
+      target: Runtime and instruction set of the deployment, e.g. ``ort-cpu`` or ``ort-cpu:avx2``; ``auto`` times all
+        that this machine has and takes the fastest.
       scheme: Forced scheme, e.g. ``w8a8``; no search.
       plan: A plan, or the path of one, to apply as it is.
       effort: ``fast``, ``balanced`` or ``best``.
