@@ -19,6 +19,7 @@ from onnx import helper
 
 from fewbits.calibration.statistics import NOTHING
 from fewbits.evidence import trinomial, verdict
+from fewbits.flow import NOTHING_LEARNED
 from fewbits.measurement.outcome import Outcome
 from fewbits.measurement.quality import Quality
 from fewbits.search import job, loop
@@ -81,6 +82,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, runs: ModuleType, tmp_path: Path) -> 
     monkeypatch.setattr(job, "build", drawn_build)
     monkeypatch.setattr(loop, "build", drawn_build)
     monkeypatch.setattr(job, "observe", lambda *args, **options: NOTHING)
+    monkeypatch.setattr(job.Layerwise, "of", lambda self, plan: NOTHING_LEARNED)
     monkeypatch.setattr(
         job, "measure_performance", lambda *args, **options: SimpleNamespace(mended=None, over_mended=None)
     )

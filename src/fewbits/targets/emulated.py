@@ -18,7 +18,7 @@ _BITS = (8, 7, 6, 5, 4, 3, 2)
 TARGET = replace(
     _ORT_CPU,
     name="emulated",
-    summary="accuracy of weights of 2 to 8 bits with 8-bit activations; size and speed are those of 8 bits",
+    summary="accuracy of weights of 2 to 8 bits, activations of 8; size and speed are of 8 bits",
     variants={
         f"w{bits}a8": Variant(
             activation=_ACTIVATIONS,
