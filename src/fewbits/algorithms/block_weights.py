@@ -38,9 +38,12 @@ def needs_inputs(rule: str | None, rounder: str | None) -> bool:
     return rule == WEIGHTED or rounder in FED
 
 
-def range_without_data(scheme: Scheme) -> str:
-    """Returns the rule that scales of blocks go by where there are no data to weigh errors with."""
-    return LARGE if scheme.format.stored_bits <= _TWO_BITS else MSE
+def range_without_data(scheme: Scheme, *, multiplied: bool) -> str:
+    """Returns the rule that scales of blocks go by where there are no data to weigh errors with.
+
+    Rows of a table are not multiplied with anything: the values themselves are what counts.
+    """
+    return LARGE if multiplied and scheme.format.stored_bits <= _TWO_BITS else MSE
 
 
 def check_block_rule(rule: str, rounder: str) -> None:

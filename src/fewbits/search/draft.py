@@ -101,7 +101,7 @@ def draft_stored(
             op=p.site.op,
             node=p.site.node,
             scheme=p.scheme,
-            range_rule=range_without_data(p.scheme) if isinstance(p.scheme.granularity, PerGroup) else "minmax",
+            range_rule=_stored_range(p, target),
             rounder="nearest",
             reason=reason(p),
             stored=True,
@@ -110,6 +110,13 @@ def draft_stored(
     )
     empty = Plan(target=target.full_name, decisions=())
     return replace(base or empty, target=target.full_name, decisions=decisions, links=(), transforms=model.steps)
+
+
+def _stored_range(placed: PlacedSite, target: Target) -> str:
+    blocks = target.stored[placed.site.op].blocks
+    if blocks is None or not isinstance(placed.scheme.granularity, PerGroup):
+        return "minmax"
+    return range_without_data(placed.scheme, multiplied=blocks.multiplies is not None)
 
 
 def _float_reason(placed: Placement, site: Site) -> str:
