@@ -13,7 +13,7 @@ from typing import final
 
 import numpy as np
 
-from fewbits.algorithms.block_weights import MINMAX, MSE, WEIGHTED, needs_inputs, quantize_blocks
+from fewbits.algorithms.block_weights import BLOCK_RULES, MINMAX, needs_inputs, quantize_blocks
 from fewbits.algorithms.rounders.gptq import Feedback, feedback
 from fewbits.calibration.moments import SecondMoment, bytes_of
 from fewbits.datasets.base import Dataset
@@ -33,7 +33,7 @@ from fewbits.targets.base import Target
 _HELD_OUT = 4
 _LEAST_EXAMPLES = 2 * _HELD_OUT
 # Ranges and rounders that are tried beside those of a run without data, which are kept unless another pair errs less.
-_CANDIDATES = tuple((rule, rounder) for rounder in ("nearest", "gptq") for rule in (MSE, MINMAX, WEIGHTED))
+_CANDIDATES = tuple((rule, rounder) for rounder in ("nearest", "gptq") for rule in BLOCK_RULES)
 # Bytes of second moments in work at a time, unless one alone takes more; the data flow once for each such group.
 _GROUP_BYTES = 512 * 2**20
 # Bytes beyond which an input is too wide for one: about 11 500 columns.
