@@ -1,4 +1,7 @@
-"""ResNet-18 and MobileNetV2 (ReLU6) as ONNX files with the published shapes and *live* activations.
+"""Networks as ONNX files with the published shapes and *live* activations: ResNet-18, MobileNetV2, and those beside it.
+
+ResNet-18 and MobileNetV2 (ReLU6) are written here, opset 17, with BatchNormalization as nodes; MobileNetV3-large,
+EfficientNet-B0 and ViT-tiny in networks_vision.py, MiniLM-L6, an LSTM and a GRU in networks_sequences.py, opset 20.
 
 Weights are random, so a benchmark may use these files for latency, size, memory and executed graph, never for accuracy.
 A random network is easily dead: with default BatchNorm statistics the activations shrink to 1e-8 and the output no
@@ -21,7 +24,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+import networks_sequences
+import networks_vision
+import networks_writing
+from networks_writing import Array, Graph
 
 Images = NDArray[np.float32]
 
@@ -35,7 +43,18 @@ LOGIT_STD = (
 )
 
 # Learned values of the published networks: convolutions, gamma and beta, classifier with bias.
-PARAMETERS = {"resnet18": 11_689_512, "mobilenetv2": 3_504_872}
+# Of MiniLM all 512 positions, the second token type and a pooler of 384 x 384 are absent; a classifier is added.
+_MINILM = 22_713_216 - (512 - 128) * 384 - 384 - (384 * 384 + 384) + (384 * 64 + 64)
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "mobilenetv2": 3_504_872,
+    "mobilenetv3": 5_483_032,
+    "efficientnet_b0": 5_288_548,
+    "vit_tiny": 5_717_416,
+    "minilm": _MINILM,
+    "lstm": 4 * 256 * (40 + 256 + 256 + 256) + 2 * 2 * 4 * 256 + 256 * 35 + 35,
+    "gru": 3 * 256 * (40 + 256 + 256 + 256) + 2 * 2 * 3 * 256 + 256 * 35 + 35,
+}
 BASIC_BLOCKS = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))  # channels, stride
 INVERTED_RESIDUALS = (  # expansion, channels, repeats, stride
     (1, 16, 1, 1),
@@ -225,24 +244,52 @@ def _mobilenetv2(build: _Builder, x: _Tensor) -> None:
 
 
 NETWORKS: dict[str, Callable[[_Builder, _Tensor], None]] = {"resnet18": _resnet18, "mobilenetv2": _mobilenetv2}
+EXPORTED: dict[str, tuple[Callable[..., None], int]] = {  # What writes it, number of classes.
+    "vit_tiny": (networks_vision.vit_tiny, networks_vision.CLASSES),
+    "minilm": (networks_sequences.minilm, networks_sequences.INTENTS),
+    "mobilenetv3": (networks_vision.mobilenetv3, networks_vision.CLASSES),
+    "efficientnet_b0": (networks_vision.efficientnet_b0, networks_vision.CLASSES),
+    "lstm": (networks_sequences.lstm, networks_sequences.WORDS),
+    "gru": (networks_sequences.gru, networks_sequences.WORDS),
+}
+NAMES = (*NETWORKS, *EXPORTED)
+
+
+def examples(name: str, n: int, seed: int, *, start: int = 0) -> dict[str, Array]:
+    """Returns n inputs of the network, by input name; example i depends on (seed, start + i) alone."""
+    if name == "minilm":
+        return networks_sequences.sentences(n, seed, start=start)
+    if name in ("lstm", "gru"):
+        return {"features": networks_sequences.tracks(n, seed, start=start)}
+    return {"image": structured_images(n, seed, start=start)}
 
 
 def network(name: str, *, seed: int = 0, folder: Path | None = None) -> Path:
-    """Returns the path of network ``resnet18`` or ``mobilenetv2``, built and checked at first use.
+    """Returns the path of a network of NAMES, built and checked at first use.
 
-    Input ``image`` [N, 3, 224, 224], output ``logits`` [N, 1000], opset 17, dynamic batch, BatchNormalization separate.
+    Inputs as ``examples`` gives them, output ``logits`` [N, classes], dynamic batch.
 
-    Raises: ValueError if the network that was built is dead.
+    Raises: ValueError if the network that was built is dead, or has not the parameters of the published one.
     """
     folder = folder or Path(tempfile.gettempdir()) / "fewbits-benchmarks"
     path = folder / f"{name}-seed{seed}.onnx"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    model, parameters = _written(name, seed) if name in NETWORKS else _exported(name, seed)
+    if parameters != PARAMETERS[name]:
+        raise ValueError(f"{name} has {parameters} parameters, the published network {PARAMETERS[name]}")
+    onnx.checker.check_model(model, full_check=True)
+    partial = path.with_suffix(f".{seed}.partial")
+    onnx.save(model, partial)
+    check_alive(partial, examples(name, 16, seed + 1))
+    partial.replace(path)
+    return path
+
+
+def _written(name: str, seed: int) -> tuple[ModelProto, int]:
     build = _Builder(np.random.default_rng([seed, 18]), [], [], 0)
     NETWORKS[name](build, _Tensor("image", structured_images(STATISTIC_IMAGES, seed)))
-    if build.parameters != PARAMETERS[name]:
-        raise ValueError(f"{name} has {build.parameters} parameters, the published network {PARAMETERS[name]}")
     graph = helper.make_graph(
         build.nodes,
         name,
@@ -251,33 +298,44 @@ def network(name: str, *, seed: int = 0, folder: Path | None = None) -> Path:
         build.initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    partial = path.with_suffix(f".{seed}.partial")
-    onnx.save(model, partial)
-    check_alive(partial, structured_images(16, seed + 1))
-    partial.replace(path)
-    return path
+    return model, build.parameters
 
 
-def check_alive(path: Path, images: Images) -> dict[str, float]:
+def _exported(name: str, seed: int) -> tuple[ModelProto, int]:
+    graph = Graph(np.random.default_rng([seed, 18]))
+    write, classes = EXPORTED[name]
+    write(graph, *[graph.input(key, value) for key, value in examples(name, STATISTIC_IMAGES, seed).items()])
+    return graph.model(name, classes), graph.parameters
+
+
+_LIVE = {  # Ops whose outputs must have a sane spread: what follows a normalization, or has one folded into it.
+    OPSET: ("BatchNormalization", "Add"),
+    networks_writing.OPSET: ("Conv", "LayerNormalization", "Gemm", "LSTM", "GRU"),
+}
+
+
+def check_alive(path: Path, inputs: Images | dict[str, Array]) -> dict[str, float]:
     """Returns figures that show that a network computes; refuses a dead one.
 
-    Asked on images that its BatchNorm statistics have not seen: the standard deviation of the output of every
-    BatchNormalization and every Add lies in [0.1, 10]; at least a third of the logits' standard deviation comes from
-    the input; every second image has a top class of its own.
+    Asked on examples that the network was not built on: the standard deviation of the output of every op that _LIVE
+    names lies in [0.1, 10]; at least a third of the logits' standard deviation comes from the input; every second
+    example has a top class of its own (of a few classes: half of what 16 throws of a fair die would show).
 
     Raises: ValueError that names the first tensor or property that fails.
     """
     model = onnx.load(path)
-    watched = [n.output[0] for n in model.graph.node if n.op_type in ("BatchNormalization", "Add")]
+    live = _LIVE[model.opset_import[0].version]
     logits_name = model.graph.output[0].name
+    watched = [n.output[0] for n in model.graph.node if n.op_type in live and n.output[0] != logits_name]
+    classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     model.graph.output.extend(helper.make_tensor_value_info(w, TensorProto.FLOAT, None) for w in watched)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    logits, spreads = _watch(session, images, [logits_name, *watched])
+    feeds = inputs if isinstance(inputs, dict) else {session.get_inputs()[0].name: inputs}
+    logits, spreads = _watch(session, feeds, [logits_name, *watched])
     for name, spread in zip(watched, spreads, strict=True):
         if not 0.1 <= spread <= 10.0:
             raise ValueError(
@@ -287,17 +345,18 @@ def check_alive(path: Path, images: Images) -> dict[str, float]:
     if not share >= 1 / 3:
         raise ValueError(f"dead network {path.name}: only {share:.1%} of the logits' spread comes from the input")
     tops = len(np.unique(logits.argmax(axis=1)))
-    if tops < len(images) / 2:
-        raise ValueError(f"dead network {path.name}: {len(images)} images have only {tops} different top classes")
+    distinct = classes * (1 - (1 - 1 / classes) ** len(logits))  # Expected of so many fair throws.
+    if tops < distinct / 2:
+        raise ValueError(f"dead network {path.name}: {len(logits)} examples have only {tops} different top classes")
     return {"std_min": min(spreads), "std_max": max(spreads), "input_share": share, "top_classes": float(tops)}
 
 
-def _watch(session: ort.InferenceSession, images: Images, names: list[str]) -> tuple[Images, list[float]]:
-    """Returns the first output for all images, and the standard deviation of each other output, in bounded memory."""
+def _watch(session: ort.InferenceSession, feeds: dict[str, Array], names: list[str]) -> tuple[Images, list[float]]:
+    """Returns the first output for all examples, and the standard deviation of each other output, in bounded memory."""
     logits: list[Images] = []
     sums = np.zeros((len(names) - 1, 3))
-    for i in range(0, len(images), 4):
-        first, *others = session.run(names, {session.get_inputs()[0].name: images[i : i + 4]})
+    for i in range(0, len(next(iter(feeds.values()))), 4):
+        first, *others = session.run(names, {name: value[i : i + 4] for name, value in feeds.items()})
         logits.append(first)
         sums += [(o.size, o.sum(dtype=np.float64), np.square(o, dtype=np.float64).sum()) for o in others]
     count, total, squares = sums.T
@@ -306,14 +365,22 @@ def _watch(session: ort.InferenceSession, images: Images, names: list[str]) -> t
 
 def write_images_npz(path: Path, n: int, seed: int, *, name: str = "image", chunk: int = 16) -> None:
     """Writes n structured images as an uncompressed .npz with the one array ``name``, holding a chunk at a time."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (n, 3, SIZE, SIZE)}
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
-        archive.open(f"{name}.npy", "w", force_zip64=True) as member,
-    ):
-        np.lib.format.write_array_header_1_0(member, header)
-        for block in _chunks(n, chunk):
-            member.write(structured_images(len(block), seed, start=block.start).tobytes())
+    _write_npz(path, lambda m, start: {name: structured_images(m, seed, start=start)}, n, chunk)
+
+
+def write_examples_npz(path: Path, name: str, n: int, seed: int, *, chunk: int = 16) -> None:
+    """Writes n examples of a network of NAMES as an uncompressed .npz, holding a chunk of each input at a time."""
+    _write_npz(path, lambda m, start: examples(name, m, seed, start=start), n, chunk)
+
+
+def _write_npz(path: Path, made: Callable[[int, int], dict[str, Array]], n: int, chunk: int) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for key, one in made(1, 0).items():
+            header = {"descr": one.dtype.str, "fortran_order": False, "shape": (n, *one.shape[1:])}
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for block in _chunks(n, chunk):
+                    member.write(made(len(block), block.start)[key].tobytes())
 
 
 def _chunks(n: int, size: int) -> Iterable[range]:
@@ -321,6 +388,6 @@ def _chunks(n: int, size: int) -> Iterable[range]:
 
 
 if __name__ == "__main__":
-    for key in NETWORKS:
+    for key in NAMES:
         file = network(key)
-        print(file, check_alive(file, structured_images(16, 1)))
+        print(file, check_alive(file, examples(key, 16, 1)))
