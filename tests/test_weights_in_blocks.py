@@ -218,7 +218,7 @@ def test_the_forecast_is_near_the_file(path: Path) -> None:
     ("scheme", "near"),
     [
         ("w3a16-g32", "w4a16-g32"), ("w4a16-g8", "w4a16-g16"), ("w4a16-g100", "w4a16-g128"), ("w4a8", "w8a8"),
-        ("w4a16-g32-scale-fp16", "w4a16-g32"), ("w4a16-channel", "w4a16-g32"), ("w16a16", "w8a16-g32"),
+        ("w4a16-g32-scale-fp16", "w4a16-g32"), ("w4a16-channel", "w4a16-g32"), ("w16a16", "fp16"),
         ("w2a16-g512", "w2a16-g256"), ("mxfp4", None),
     ],
 )  # fmt: skip

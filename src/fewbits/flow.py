@@ -12,6 +12,7 @@ import numpy as np
 
 from fewbits._base.errors import TargetError, UsageError
 from fewbits.algorithms.block_weights import check_block_rule, needs_inputs, quantize_blocks
+from fewbits.algorithms.half_weights import beyond_half
 from fewbits.algorithms.kernel_limits import accumulator_scale, pair_scale, scale_for_bias
 from fewbits.algorithms.ranges import parse_range_rule
 from fewbits.algorithms.rounders import ROUNDERS
@@ -32,6 +33,7 @@ from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.targets import block_fault, candidate, integer_nodes, storable, stored_rule
+from fewbits.targets._stored import half_fault
 from fewbits.targets.base import OpRule, StoredRule, Target
 
 if TYPE_CHECKING:
@@ -150,6 +152,9 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
 def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
     """Raises unless the target can hold this weight in codes of this scheme and compute in float."""
     assert decision.scheme is not None
+    if not decision.scheme.scaled:
+        _check_half(decision, decision.scheme, target, view)
+        return
     op = view.by_name.get(decision.node)
     rule = None if op is None else stored_rule(op, target)
     if op is None or rule is None or decision.role is not Role.WEIGHT or not storable(decision.site, view):
@@ -166,6 +171,18 @@ def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
         raise TargetError(
             f"{target.full_name} stores {decision.site!r} as {target.variant.weight.name}, per-channel({axis}), "
             f"symmetric, not {scheme.name}; write that or 'float'",
+            slug="format-not-legal",
+        )
+
+
+def _check_half(decision: Decision, scheme: Scheme, target: Target, view: GraphView) -> None:
+    """Raises unless the target stores this tensor as this 16-bit float."""
+    fault = half_fault(decision.site, scheme, view, target)
+    if fault is None and decision.role is not Role.WEIGHT:
+        fault = "only weights are stored so"
+    if fault is not None:
+        raise TargetError(
+            f"{target.full_name} cannot hold {decision.site!r} as {scheme.name}: {fault}; write that or 'float'",
             slug="format-not-legal",
         )
 
@@ -397,12 +414,36 @@ def _in_blocks(decision: Decision, scheme: Scheme, model: OnnxModel) -> QTensor:
     return quantize_blocks(model.weight(decision.site), scheme, rule=rule, rounder=rounder)
 
 
+def _half(decision: Decision, scheme: Scheme, model: OnnxModel) -> QTensor:
+    """Returns the nearest 16-bit floats of a weight, slab by slab where it lies in a file.
+
+    Raises: TargetError(slug="half-out-of-range") where one would have to saturate.
+    """
+    fault = beyond_half(model.slabs(decision.site), scheme.format)
+    if fault is not None:
+        raise TargetError(
+            f"{decision.site!r} of {decision.node!r} cannot be stored as {scheme.format.name}: {fault}; set the site "
+            "to 'float' in the plan",
+            slug="half-out-of-range",
+        )
+    codes = np.empty(tuple(d or 0 for d in model.view.tensors[decision.site].shape or ()), scheme.format.code_dtype)
+    start = 0
+    for slab in model.slabs(decision.site):
+        codes[start : start + len(slab)] = scheme.format.encode(slab)
+        start += len(slab)
+    scale = np.ones((), np.float32)
+    return QTensor(codes=codes, params=QParams(scheme=scheme, scale=scale, zero_point=np.zeros_like(scale)))
+
+
 def _stored(decision: Decision, model: OnnxModel) -> QTensor:
     """Returns the codes of a weight that is stored in them; slab by slab where it lies in a file.
 
     Scales are those of the whole range in both cases, so that the codes do not depend on where the weight lies.
     """
-    assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
+    assert decision.scheme is not None
+    if not decision.scheme.scaled:
+        return _half(decision, decision.scheme, model)
+    assert isinstance(decision.scheme.format, Int)
     if isinstance(decision.scheme.granularity, PerGroup):
         return _in_blocks(decision, decision.scheme, model)
     scheme, fmt = decision.scheme, decision.scheme.format

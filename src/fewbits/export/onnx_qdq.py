@@ -16,6 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbits.export._blocks import BlockWriter
 from fewbits.export._data_file import LEAST_OUTSIDE_BYTES, DataFile
+from fewbits.export._halves import half_array
 from fewbits.export.base import Exporter, Sink
 from fewbits.models.onnx.editing import int_attribute
 from fewbits.models.onnx.model import OnnxModel
@@ -83,6 +84,8 @@ class _QdqSink(Sink):
         elif site.name in self._stored:
             if isinstance(value.scheme.granularity, PerGroup):
                 self._blocks.write(self._values[site.name], value)
+            elif not value.scheme.scaled:
+                self._write_half(site, value)
             else:
                 self._write_stored(site, value)
         else:
@@ -184,6 +187,17 @@ class _QdqSink(Sink):
             scales = self._initializer(f"{site.name}_rows", scale)
             for user, _ in rows:
                 self._gather_codes(user, held, scales)
+
+    def _write_half(self, site: Site, value: QTensor) -> None:
+        """Lets all readers of a fixed tensor, those inside bodies too, read the Cast of its 16-bit floats."""
+        old = self._values[site.name]
+        held = self._initializer(f"{site.name}_{value.scheme.format.name}", half_array(value))
+        node = ir.node("Cast", [held], attributes={"to": int(ir.DataType.FLOAT)}, name=self._name(f"{site.name}_cast"))
+        made = node.outputs[0]
+        made.name, made.shape, made.type = self._name(f"{site.name}_f"), old.shape, ir.TensorType(ir.DataType.FLOAT)
+        self._graph.append(node)
+        for user, index in tuple(old.uses()):
+            user.replace_input_with(index, made)
 
     def _gather_codes(self, gather: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
         """Turns Gather of values into Gather of codes, times the scales of the same rows."""

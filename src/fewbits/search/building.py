@@ -123,7 +123,7 @@ def _constant_facts(value: QTensor, original: Iterator[np.ndarray]) -> SiteFacts
         signal += float((slab.astype(np.float64) ** 2).sum())
         noise += float(((back.astype(np.float64) - slab) ** 2).sum())
         start += len(slab) if slab.ndim else 0
-    groups = int(np.prod(value.scale.shape))
+    groups = int(np.prod(value.scale.shape)) if value.scheme.scaled else 0
     codes = int(np.prod(value.shape)) * value.scheme.format.stored_bits
     return SiteFacts(
         bits_per_weight=value.bits_per_weight,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from fewbits._base.errors import TargetError
 from fewbits.algorithms.block_weights import range_without_data
+from fewbits.algorithms.half_weights import beyond_half, lost_in_half
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
@@ -86,6 +88,7 @@ def draft_stored(
       wanted: How weights are stored where their operators can; None for a scale a channel.
       asked: The shorthand that asked for it.
       base: Where seed, hashes and versions are taken from.
+    Raises: TargetError(slug="half-out-of-range") where a 16-bit float is wanted that holds no weight of the model.
     """
 
     def reason(placed: PlacedSite) -> str:
@@ -108,11 +111,32 @@ def draft_stored(
         )
         for p in place_stored(model.view, target, wanted).sites
     )
+    if wanted is not None and not wanted.scaled:
+        decisions = _that_bear_it(decisions, model, wanted)
     empty = Plan(target=target.full_name, decisions=())
     return replace(base or empty, target=target.full_name, decisions=decisions, links=(), transforms=model.steps)
 
 
-def _stored_range(placed: PlacedSite, target: Target) -> str:
+def _that_bear_it(decisions: tuple[Decision, ...], model: OnnxModel, wanted: Scheme) -> tuple[Decision, ...]:
+    """Returns the decisions, float where a 16-bit format would overflow, or lose more than bf16 does."""
+    fmt, found = wanted.format, []
+    for decision in decisions:
+        fault = beyond_half(model.slabs(decision.site), fmt) or lost_in_half(model.slabs(decision.site), fmt)
+        kept = replace(decision, scheme=None, rounder=None, stored=False, reason=f"float32, not {fmt.name}: {fault}")
+        found.append(decision if fault is None else kept)
+    if found and all(decision.is_float for decision in found):
+        fault = found[0].reason.partition(": ")[2]
+        raise TargetError(
+            f"{fmt.name} holds no weight of {model.name}: {found[0].site!r}: {fault}; the nearest scheme is "
+            f"{'bf16' if fmt.name == 'fp16' else 'w8a16'!r}",
+            slug="half-out-of-range",
+        )
+    return tuple(found)
+
+
+def _stored_range(placed: PlacedSite, target: Target) -> str | None:
+    if not placed.scheme.scaled:
+        return None
     blocks = target.stored[placed.site.op].blocks
     if blocks is None or not isinstance(placed.scheme.granularity, PerGroup):
         return "minmax"

@@ -117,7 +117,7 @@ def make_forecast(request: Request) -> Forecast:
 def _saved_bytes(decision: Decision, tensor: TensorView) -> int:
     """Returns how many bytes fewer a weight takes in codes than in float32: with its scales where they are many."""
     assert decision.scheme is not None
-    if not isinstance(decision.scheme.granularity, PerGroup):
+    if decision.scheme.scaled and not isinstance(decision.scheme.granularity, PerGroup):
         return 3 * tensor.elements
     return 4 * tensor.elements - -(-decision.scheme.stored_bits(tuple(d or 1 for d in tensor.shape or ())) // 8)
 

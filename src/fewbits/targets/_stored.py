@@ -11,6 +11,7 @@ from fewbits.numerics.format import Int
 from fewbits.numerics.formats import FORMATS
 from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.numerics.scheme import Scheme
+from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.targets._placement import PlacedSite, Placement, Reason
 from fewbits.targets.base import StoredRule, Target
@@ -26,6 +27,8 @@ _FEW_BITS = 4
 _BITS = (2, 4, 8)
 _MEANT = "did you mean "
 _NONE = Reason(slug="weights-only", text="only weights are quantized, as asked, and it has none")
+# Operators that read numbers of a quantized file, not weights: their rounding would be another than the file says.
+_READ_SCALES = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 
 
 def stored_scheme(name: str, named: NamedScheme, target: Target) -> Scheme | None:
@@ -75,7 +78,10 @@ def not_written(name: str, target: Target, scheme: Scheme | None = None) -> Targ
 
 def _nearest_in_blocks(scheme: Scheme, target: Target) -> str:
     """Returns the shorthand with at least as many bits, and the group size of the least ratio to what was asked."""
-    bits = next((bits for bits in _BITS if bits >= scheme.format.stored_bits), _BITS[-1])
+    bits = next((bits for bits in _BITS if bits >= scheme.format.stored_bits), None)
+    if bits is None and "fp16" in target.schemes:
+        return "fp16"
+    bits = bits or _BITS[-1]
     asked = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else target.default_block
     size = min(target.block_sizes, key=lambda size: max(size / asked, asked / size))
     return f"w{bits}a16-g{size}{'' if scheme.symmetric else '-asym'}"
@@ -84,17 +90,62 @@ def _nearest_in_blocks(scheme: Scheme, target: Target) -> str:
 def place_stored(graph: GraphView, target: Target, wanted: Scheme | None = None) -> Placement:
     """Returns which weights the target may hold in codes; no node is placed to run in integers.
 
-    A weight whose operator cannot hold blocks is stored a scale a channel, in the target's own weight format.
+    A weight whose operator cannot hold blocks is stored a scale a channel, in the target's own weight format. A 16-bit
+    float has no scale, and any operator's weight may be one.
 
     Args:
       graph: The model.
       target: The rules.
       wanted: What ``stored_scheme`` found; None for a scale a channel.
     """
+    if wanted is not None and not wanted.scaled:
+        return _place_halves(graph, wanted)
     found = _Stored(graph, target, wanted)
     for op in graph.ops:
         found.see(op)
     return found.placement()
+
+
+def _place_halves(graph: GraphView, wanted: Scheme) -> Placement:
+    """Returns which tensors are stored as 16-bit floats: all that are fixed and worth a Cast."""
+    name = wanted.format.name
+    sites: dict[str, PlacedSite] = {}
+    reasons: dict[str, Reason] = {}
+    text = f"its weight is stored as {name} and cast to float32 when the file is loaded, as asked: it computes in float"
+    for op in graph.ops:
+        held = [tensor for tensor in dict.fromkeys(op.inputs) if tensor and half_storable(tensor, graph)]
+        reasons[op.name] = Reason(slug="weights-only", text=text) if held else _NONE
+        for tensor in held:
+            shape = graph.tensors[tensor].shape or ()
+            site = Site(name=tensor, role=Role.WEIGHT, op=op.op, node=op.name, shape=shape)
+            reason = f"{name} behind a Cast to float32, which is folded when the file is loaded"
+            sites.setdefault(tensor, PlacedSite(site=site, scheme=wanted, reason=reason))
+    return Placement(sites=tuple(sites.values()), links=(), integer=(), absorbed={}, moved=(), kept_float=reasons)
+
+
+def half_storable(name: str, graph: GraphView) -> bool:
+    """Returns whether a tensor is fixed, float32, of a size that is worth a Cast, and read by operators as values."""
+    tensor = graph.tensors[name]
+    readers = graph.consumers.get(name, ())
+    return (
+        tensor.constant
+        and tensor.dtype == "float32"
+        and tensor.elements >= _LEAST_ELEMENTS
+        and name not in graph.outputs
+        and all(reader.domain in ("", "ai.onnx") and reader.op not in _READ_SCALES for reader in readers)
+    )
+
+
+def half_fault(name: str, scheme: Scheme, graph: GraphView, target: Target) -> str | None:
+    """Returns why a tensor cannot be stored in a scheme without scales, in words; None where it can."""
+    if scheme not in (SCHEMES[known].weight.scheme for known in target.schemes):
+        kinds = [known for known in target.schemes if not SCHEMES[known].weight.scheme.scaled]
+        return f"without scales it stores {' and '.join(kinds) or 'nothing'}, per-tensor symmetric"
+    if not half_storable(name, graph):
+        return (
+            f"16-bit floats are for fixed float32 tensors of {_LEAST_ELEMENTS} elements and more that no Q or DQ reads"
+        )
+    return None
 
 
 def refuse_none_in_blocks(placement: Placement, wanted: Scheme | None, target: Target) -> None:

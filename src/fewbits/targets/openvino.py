@@ -120,7 +120,8 @@ TARGET = Target(
     summary="OpenVINO, CPU plugin, standard QDQ file",
     rules=_RULES,
     float_reasons=_FLOAT_REASONS,
-    schemes=("w8a8",),
+    # 16-bit floats behind a Cast are its own form of compressed weights: decompressed when the model is compiled.
+    schemes=("w8a8", "fp16", "bf16"),
     # One that two weights of different axes share keeps OpenVINO from folding either.
     weight_zero_points=False,
     seizes_float=False,
