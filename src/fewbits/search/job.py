@@ -29,6 +29,7 @@ from fewbits.runtimes.base import Options
 from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offers
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build
+from fewbits.search.calibrated import unchanging_sites, untaken_branches
 from fewbits.search.draft import draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.handing_over import (
@@ -44,7 +45,7 @@ from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
-from fewbits.search.sessions import session_options
+from fewbits.search.sessions import session_options, told_of_sessions
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place
 
@@ -166,6 +167,7 @@ class _Job:
                 candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
             handed = files[2 if mend else 0 if float_reason is not None else 1]
             judged = self._judge(handed)
+            self._notes += () if float_reason is not None else self._sessions(handed)
             ran = self._ran(handed, files[0], feeds, candidate, performance, float_reason)
         data = candidate.data
         if float_reason is not None:
@@ -262,6 +264,8 @@ class _Job:
                 jobs=self._request.jobs,
                 progress=self._request.progress,
             )
+            self._notes += unchanging_sites(wanted, self._statistics)
+            self._notes += untaken_branches(self._prepared.model, parts.data, parts.calibration)
 
     def _layerwise(self) -> Layerwise:
         """Returns what teaches the layers of the model as it is now."""
@@ -393,6 +397,20 @@ class _Job:
         if found is not None:
             self._notes.append(f"the quantized file is not handed over: {found} [rows-differ]")
         return found
+
+    def _sessions(self, handed: ModelFiles) -> tuple[str, ...]:
+        """Returns what changes where the file is opened otherwise than it was measured."""
+        prepared, parts = self._prepared, self._prepared.parts
+        if parts is None:
+            return ()
+        return told_of_sessions(
+            handed,
+            prepared.model,
+            parts.verdict_data,
+            parts.verdict,
+            output=prepared.output,
+            options=replace(self._options, data_folder=handed.data_folder),
+        )
 
     def _float_files(self, data_file: Path | None) -> tuple[bytes, Path | None]:
         """Returns the float model as it is handed over: as it came, or with its large tensors in our data file."""

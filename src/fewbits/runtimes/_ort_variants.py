@@ -1,0 +1,69 @@
+"""The ways to open a file in ONNX Runtime that may change its answers, besides the one that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import final
+
+from fewbits.runtimes.base import Options, Session
+from fewbits.runtimes.ort import OrtSession, _open, _session_options
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One way to open a session.
+
+    Args:
+      name: Short name.
+      words: What is different, to follow "a session".
+      optimize: Whether graphs are rewritten.
+      default_threads: Whether the runtime chooses the number of threads.
+      entries: Session configuration of ONNX Runtime by key.
+    """
+
+    name: str
+    words: str
+    optimize: bool = True
+    default_threads: bool = False
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+
+# Keys: onnxruntime_session_options_config_keys.h, 1.31.1. What only places work or memory elsewhere is not here.
+VARIANTS = (
+    Variant(name="unoptimized", words="without graph optimizations", optimize=False),
+    Variant(name="default", words="of default options (all cores)", default_threads=True),
+    Variant(
+        name="x64quantprecision",
+        words="with session.x64quantprecision=1",
+        entries={"session.x64quantprecision": "1"},
+    ),
+    Variant(
+        name="set_denormal_as_zero",
+        words="with session.set_denormal_as_zero=1",
+        entries={"session.set_denormal_as_zero": "1"},
+    ),
+    Variant(
+        name="qdq_matmulnbits_accuracy_level",
+        words="with session.qdq_matmulnbits_accuracy_level=1",
+        entries={"session.qdq_matmulnbits_accuracy_level": "1"},
+    ),
+)
+
+
+def open_variant(model: bytes | Path, options: Options, variant: Variant) -> Session:
+    """Returns a session that differs from the one that ships as the variant says.
+
+    Args:
+      model: The file.
+      options: Of the session that ships.
+      variant: What is different.
+    Raises: ModelError(slug="runtime-refuses") as ``Runtime.open``.
+    """
+    threads = 0 if variant.default_threads else options.threads
+    made = _session_options(replace(options, optimize=variant.optimize, threads=threads))
+    for key, value in variant.entries.items():
+        made.add_session_config_entry(key, value)
+    return OrtSession(_open(model, options, made), seconds=options.seconds)
