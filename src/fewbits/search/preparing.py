@@ -32,8 +32,7 @@ from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_part
 from fewbits.targets import (
     Placement,
     not_written,
-    place_dynamic,
-    place_forms,
+    place,
     place_stored,
     refuse_none_in_blocks,
     resolve_target,
@@ -115,18 +114,6 @@ class Request:
         return self.scheme is None and self.plan is None
 
     @property
-    def dynamic_only(self) -> bool:
-        """Whether inputs are quantized as they come and in no other way: then there is nothing to calibrate."""
-        if self.plan is not None:
-            return any(d.dynamic for d in self.plan.quantized) and not any(d.is_static for d in self.plan.quantized)
-        return self.scheme is not None and SCHEMES[self.scheme].dynamic
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether ranges are fixed from examples."""
-        return not self.weights_only and not self.dynamic_only
-
-    @property
     def weights_only(self) -> bool:
         """Whether nothing but weights is quantized: then there is nothing to calibrate, and no data are needed."""
         if self.plan is not None:
@@ -195,14 +182,6 @@ def wanted_scheme(request: Request, target: Target) -> Scheme | None:
     return found
 
 
-def asked_placement(request: Request, model: OnnxModel, target: Target, wanted: Scheme | None) -> Placement:
-    """Returns where a request wants codes; in a search, where the target could have them."""
-    if request.weights_only:
-        return place_stored(model.view, target, wanted)
-    placed = place_forms(model.view, target)
-    return place_dynamic(model.view, target) if request.dynamic_only or not placed.sites else placed
-
-
 def prepare(request: Request) -> Prepared:
     """Returns everything opened and checked: each refusal comes before any long work."""
     check_effort(request.effort)
@@ -230,18 +209,18 @@ def prepare(request: Request) -> Prepared:
 
         model = repeated(model, request.plan.transforms)
     output = score_output(model, request.score_output)
-    calibrates = request.calibrates
-    placement = asked_placement(request, model, target, wanted)
+    weights_only = request.weights_only
+    placement = place_stored(model.view, target, wanted) if weights_only else place(model.view, target)
     refuse_none_in_blocks(placement, wanted, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
-    if request.data is None and not calibrates and request.max_drop is None and request.evaluation is None:
+    if request.data is None and weights_only and request.max_drop is None and request.evaluation is None:
         return _without_data(request, target, model, placement, output)
     if request.data is None:
         raise UsageError(
             (
                 "a budget needs examples to judge on"
-                if not calibrates
+                if weights_only
                 else "static int8 needs examples to calibrate and judge on"
             )
             + "; give --data DATA (an .npz, or a folder of images)",
@@ -259,7 +238,7 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:
         blocks = [d.scheme for d in request.plan.quantized if d.scheme is not None and d.stored]
     in_blocks = any(isinstance(scheme.granularity, PerGroup) for scheme in blocks)
-    if not calibrates and evaluation is None and not in_blocks:
+    if weights_only and evaluation is None and not in_blocks:
         shares = WEIGHTS_ONLY
     elif request.plan is not None and request.plan.split:
         shares = request.plan.split
