@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fewbits.measurement.simulation import KERNELS, Simulated, Truth, by_kernel, check_kernels, simulate
+from fewbits.measurement.simulation import KERNELS, Simulated, SimulatedGraph, Truth, by_kernel, check_kernels, simulate
 from fewbits.measurement.simulation.truth import compare
 from fewbits.models.onnx.opening import open_model
 from fewbits.runtimes import RUNTIMES
@@ -199,3 +199,29 @@ def test_the_told_graph_is_the_one_that_the_profile_shows(net: Any, bench: Any, 
     path.write_bytes(made.data)
     profile = RUNTIMES["ort"].executed(path, Options(), examples.arrays)
     assert Counter(node.op_type for node in told.proto.graph.node) == Counter(n.op.split(".")[-1] for n in profile)
+
+
+@pytest.mark.parametrize("name", sorted(GRAPHS))
+def test_the_whole_simulated_graph_answers_like_the_runtime(name: str, net: Any, bench: Any, graphs: Any) -> None:
+    n = net()
+    GRAPHS[name](n)
+    model = bench.open(n)
+    examples = graphs.live_examples(model, 4)
+    made = bench.quantize(model, examples)
+    for output, wanted in SimulatedGraph(made.data).run(examples.arrays).items():
+        # One flipped near-tie may travel on; what is left beside it must be closer than the quantization itself.
+        assert graphs.sqnr_db(made.outputs[output], wanted) > made.sqnr[output] + 6, output
+
+
+def test_the_whole_simulation_sees_a_wrong_weight(net: Any, bench: Any, graphs: Any) -> None:
+    n = net()
+    GRAPHS["residual"](n)
+    model = bench.open(n)
+    examples = graphs.live_examples(model, 4)
+    made = bench.quantize(model, examples)
+    other = made.proto
+    weight = next(t for t in other.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4)
+    codes = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(np.flip(codes, 0).copy(), weight.name))
+    (output, wanted) = next(iter(SimulatedGraph(other.SerializeToString()).run(examples.arrays).items()))
+    assert graphs.sqnr_db(made.outputs[output], wanted) < 20

@@ -7,5 +7,16 @@ executes, runs that with every tensor told, and feeds each integer node's own in
 
 from fewbits.measurement.simulation.kernels import KERNELS, Simulated, simulate
 from fewbits.measurement.simulation.truth import KernelTruth, NodeTruth, Truth, by_kernel, check_kernels
+from fewbits.measurement.simulation.whole import SimulatedGraph
 
-__all__ = ["KERNELS", "KernelTruth", "NodeTruth", "Simulated", "Truth", "by_kernel", "check_kernels", "simulate"]
+__all__ = [
+    "KERNELS",
+    "KernelTruth",
+    "NodeTruth",
+    "Simulated",
+    "SimulatedGraph",
+    "Truth",
+    "by_kernel",
+    "check_kernels",
+    "simulate",
+]

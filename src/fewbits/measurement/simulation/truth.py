@@ -164,6 +164,46 @@ def _added(a: NodeTruth, b: NodeTruth) -> NodeTruth:
     )
 
 
+def answer(node: Any, inputs: list[np.ndarray | None], opset: int) -> tuple[Simulated, ...] | None:
+    """Returns what a node of an executed graph must give to its inputs; None for one that does not work on codes.
+
+    Args:
+      node: NodeProto.
+      inputs: In its order, None where one is left out.
+      opset: Of the graph's standard operators.
+    """
+    from onnx import helper
+
+    kernel = node.op_type
+    if kernel not in KERNELS and kernel not in _MOVES:
+        return None
+    first = next((value for value in inputs if value is not None and value.ndim), inputs[0])
+    on_codes = first is not None and first.dtype.name in _CODES
+    if not on_codes and kernel not in _FROM_FLOAT and kernel != "QLinearWhere":
+        return None
+    if kernel in _MOVES:
+        return tuple(Simulated(values=moved.astype(np.int64)) for moved in _moved(node, inputs, opset))
+    made = simulate(kernel, inputs, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+    assert made is not None
+    return (made,)
+
+
+def _moved(node: Any, inputs: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
+    from onnx import TypeProto, helper
+    from onnx.reference import ReferenceEvaluator
+
+    values = {name: value for name, value in zip(node.input, inputs, strict=True) if value is not None}
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_value_info(name, TypeProto()) for name in values],
+        [helper.make_value_info(name, TypeProto()) for name in node.output if name],
+    )
+    alone = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    found: Any = ReferenceEvaluator(alone).run(None, values)
+    return [np.asarray(one) for one in found]
+
+
 @final
 class _Executed:
     """The executed graph, and which of its nodes are worked out anew."""
@@ -174,51 +214,25 @@ class _Executed:
         self._proto = proto
         self.constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         self.unknown: dict[str, int] = {}
+        self._opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
 
     def _nodes(self) -> list[Any]:
         return [node for node in self._proto.graph.node if node.op_type in KERNELS or node.op_type in _MOVES]
 
     def tensors_wanted(self) -> list[str]:
-        """Returns the inner tensors that these nodes read, and their first outputs."""
+        """Returns the inner tensors that these nodes read and write."""
         made = {name for node in self._proto.graph.node for name in node.output if name}
-        wanted = [name for node in self._nodes() for name in (*node.input, node.output[0])]
+        wanted = [name for node in self._nodes() for name in (*node.input, *node.output)]
         return [name for name in dict.fromkeys(wanted) if name in made]
 
     def simulated(self, tensors: Mapping[str, np.ndarray]) -> Iterable[tuple[str, tuple[str, np.ndarray, Simulated]]]:
-        """Yields (node, (kernel, what the runtime gave, what it must be)) for each node on codes."""
-        from onnx import helper
-
+        """Yields (node, (kernel, what the runtime gave, what it must be)) for each output of each node on codes."""
         self.unknown = self._without_simulation(tensors)
         for node in self._nodes():
-            inputs = [tensors[name] if name else None for name in node.input]
-            first = next((value for value in inputs if value is not None and value.ndim), inputs[0])
-            on_codes = first is not None and first.dtype.name in _CODES
-            if not on_codes and node.op_type not in _FROM_FLOAT and node.op_type != "QLinearWhere":
-                continue
-            found = tensors[node.output[0]]
-            if node.op_type in KERNELS:
-                attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-                made = simulate(node.op_type, inputs, attributes)
-                assert made is not None
-            else:
-                made = Simulated(values=self._moved(node, inputs).astype(np.int64))
-            yield node.name or node.output[0], (node.op_type, found, made)
-
-    def _moved(self, node: Any, inputs: list[np.ndarray | None]) -> np.ndarray:
-        from onnx import TypeProto, helper
-        from onnx.reference import ReferenceEvaluator
-
-        values = {name: value for name, value in zip(node.input, inputs, strict=True) if value is not None}
-        graph = helper.make_graph(
-            [node],
-            "one",
-            [helper.make_value_info(name, TypeProto()) for name in values],
-            [helper.make_value_info(node.output[0], TypeProto())],
-        )
-        standard = [o for o in self._proto.opset_import if o.domain in ("", "ai.onnx")]
-        alone = helper.make_model(graph, opset_imports=standard)
-        found: Any = ReferenceEvaluator(alone).run(None, values)
-        return np.asarray(found[0])
+            made = answer(node, [tensors[name] if name else None for name in node.input], self._opset)
+            for output, one in zip(node.output, made or (), strict=False):
+                if output in tensors:
+                    yield node.name or node.output[0], (node.op_type, tensors[output], one)
 
     def _without_simulation(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         known, found = {*KERNELS, *_MOVES}, dict[str, int]()
