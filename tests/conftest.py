@@ -12,19 +12,31 @@ from typing import Any
 
 import pytest
 
-_SUPPORT = Path(__file__).parent / "support" / "graphs.py"
+_SUPPORT = Path(__file__).parent / "support"
 _DATA = Path(os.environ.get("FEWBITS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _loaded(name: str) -> ModuleType:
+    """Returns a module of tests/support, loaded once."""
+    full = f"fewbits_test_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, _SUPPORT / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[full] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    return sys.modules[full]
 
 
 @pytest.fixture(scope="session")
 def graphs() -> ModuleType:
     """The module tests/support/graphs.py."""
-    spec = importlib.util.spec_from_file_location("fewbits_test_graphs", _SUPPORT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return _loaded("graphs")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the latency measurement of runs short."""
+    _loaded("runs").hurry(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,16 @@ from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
-from fewbits.targets import block_fault, candidate, integer_nodes, storable, stored_rule
-from fewbits.targets._stored import half_fault
+from fewbits.targets import (
+    block_fault,
+    candidate,
+    dynamic_nodes,
+    dynamic_scheme,
+    integer_nodes,
+    storable,
+    stored_rule,
+)
+from fewbits.targets._stored import half_fault, scope_fault
 from fewbits.targets.base import OpRule, StoredRule, Target
 
 if TYPE_CHECKING:
@@ -81,13 +89,15 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
             )
         if decision.stored:
             _check_stored(decision, target, model.view)
+        elif decision.dynamic:
+            _check_dynamic(decision, plan, target, model.view)
         elif not decision.is_float:
             _check_decision(decision, target, model.view.by_name.get(decision.node))
-    quantized = {d.site for d in plan.quantized if not d.stored}
+    quantized = {d.site for d in plan.quantized if d.is_static}
     integer = integer_nodes(model.view, target, quantized)
     running = set(integer)
     for decision in plan.quantized:
-        if decision.role is Role.ACTIVATION or decision.stored:
+        if decision.role is Role.ACTIVATION or not decision.is_static:
             continue
         readers = model.view.consumers.get(decision.site, ())
         if not readers or any(op.name in running for op in readers):
@@ -149,6 +159,29 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
         )
 
 
+def _check_dynamic(decision: Decision, plan: Plan, target: Target, view: GraphView) -> None:
+    """Raises unless all that read this weight quantize their other input as it comes."""
+    running = set(dynamic_nodes(view, target, (d.site for d in plan.decisions if d.dynamic)))
+    readers = view.consumers.get(decision.site, ())
+    lame = next((op for op in readers if op.name not in running), None)
+    if not readers or lame is not None or decision.role is not Role.WEIGHT:
+        who = "nothing" if lame is None else f"{lame.label} {lame.name!r}"
+        raise TargetError(
+            f"the plan lets the readers of {decision.site!r} quantize their inputs as they come, but on "
+            f"{target.full_name} {who} cannot; write 'float', or leave 'dynamic' out",
+            slug="plan-illegal",
+        )
+    scheme = dynamic_scheme(readers[0], target)
+    if decision.scheme != scheme:
+        raise TargetError(
+            f"{target.full_name} multiplies {decision.site!r} as {scheme.name} with inputs that are quantized as they "
+            f"come, not {'float' if decision.scheme is None else decision.scheme.name}; write that or 'float'",
+            slug="format-not-legal",
+        )
+    parse_range_rule(decision.range_rule or "minmax")
+    ROUNDERS[decision.rounder or "nearest"]
+
+
 def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
     """Raises unless the target can hold this weight in codes of this scheme and compute in float."""
     assert decision.scheme is not None
@@ -164,6 +197,9 @@ def _check_stored(decision: Decision, target: Target, view: GraphView) -> None:
             slug="plan-illegal",
         )
     scheme, axis = decision.scheme, rule.axis(op)
+    apart = scope_fault(decision.site, view)
+    if apart is not None:
+        raise TargetError(f"{target.full_name}: {apart}; write 'float'", slug="plan-illegal")
     if isinstance(scheme.granularity, PerGroup):
         _check_blocks(decision, scheme, rule, op, target, view)
         return
@@ -335,6 +371,8 @@ def stream(
             yield _site(decision, view), _constant(decision, model.weight(decision.site))
         elif decision.stored:
             yield _site(decision, view), learned.weights.get(decision.site) or _stored(decision, model)
+        elif decision.dynamic:
+            yield _site(decision, view), _weight(decision, model, target, {})
         elif decision.role is Role.WEIGHT:
             tensor = learned.weights.get(decision.site) or _weight(decision, model, target, params)
             scales[decision.site] = np.asarray(tensor.scale).reshape(-1)
@@ -476,7 +514,7 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
     scale = np.maximum(np.asarray(scale, dtype=np.float64), accumulator_scale(groups, target.variant.activation))
     if target.variant.pair_limit is not None:
         scale = np.maximum(scale, pair_scale(groups, target.variant.pair_limit))
-    for op in model.view.consumers.get(decision.site, ()):
+    for op in model.view.consumers.get(decision.site, ()) if params else ():
         op_rule = target.rules[op.op]
         source = op_rule.activation_inputs(op)[0]
         if source not in params:

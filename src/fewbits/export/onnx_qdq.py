@@ -6,7 +6,7 @@ Names, doc strings and annotations of the model stay; every new name is the tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -16,8 +16,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbits.export._blocks import BlockWriter
 from fewbits.export._data_file import LEAST_OUTSIDE_BYTES, DataFile
+from fewbits.export._dynamic import DynamicWriter
 from fewbits.export._halves import half_array
 from fewbits.export.base import Exporter, Sink
+from fewbits.models.onnx.bodies import bodies, inner_initializers, inner_names
 from fewbits.models.onnx.editing import int_attribute
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerChannel, PerGroup
@@ -63,6 +65,7 @@ class _QdqSink(Sink):
     ) -> None:
         self._outside = outside
         self._stored = {d.site for d in plan.decisions if d.stored}
+        self._dynamic = {d.site for d in plan.decisions if d.dynamic}
         self._model = model
         self._ir = model.ir_model.clone()
         self._graph = self._ir.graph
@@ -71,12 +74,16 @@ class _QdqSink(Sink):
         self._metadata = metadata
         self._values = {v.name: v for v in (*self._graph.inputs, *self._graph.initializers.values())}
         self._values.update({out.name: out for node in self._graph for out in node.outputs})
+        self._values.update(inner_initializers(self._graph))
         self._codes: dict[str, ir.Value] = {}
         self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
-        self._names = set(filter(None, self._values)) | {node.name for node in self._graph if node.name}
+        inner = [name for body in bodies(self._graph) for _, node in body.nodes for name in _names_of(node)]
+        inner += [value.name or "" for value in inner_names(self._graph)]
+        self._names = {name for node in self._graph for name in _names_of(node)} | {*inner, *self._values}
         self._target = TARGETS[plan.target.partition(":")[0]]
         level = self._target.accuracy_level
         self._blocks = BlockWriter(self._ir, initializer=self._initializer, name=self._name, accuracy_level=level or 0)
+        self._as_they_come = DynamicWriter(self._ir, initializer=self._initializer, name=self._name)
 
     def write(self, site: Site, value: QTensor | QParams) -> None:
         if isinstance(value, QParams):
@@ -88,6 +95,8 @@ class _QdqSink(Sink):
                 self._write_half(site, value)
             else:
                 self._write_stored(site, value)
+        elif site.name in self._dynamic:
+            self._as_they_come.write(self._values[site.name], value)
         else:
             self._write_constant(site, value)
 
@@ -96,7 +105,8 @@ class _QdqSink(Sink):
         self._ir.metadata_props.update(self._metadata)
         self._graph.sort()
         RemoveUnusedNodesPass()(self._ir)  # a DQ whose only reader now moves the codes themselves
-        _drop_unread_initializers(self._graph)
+        for graph in (self._graph, *self._graph.subgraphs()):
+            _drop_unread_initializers(graph)
         if self._outside is not None:
             self._outside.take_over(self._graph)
         proto = ir.to_proto(self._ir)
@@ -113,16 +123,17 @@ class _QdqSink(Sink):
         self._names.add(name)
         return name
 
-    def _initializer(self, base: str, array: np.ndarray) -> ir.Value:
+    def _initializer(self, base: str, array: np.ndarray, graph: ir.Graph | None = None) -> ir.Value:
+        """Returns a fixed tensor of a graph, the main one unless another is named."""
         name = self._name(base)
-        outside = self._outside
+        outside = self._outside if graph is None or graph is self._graph else None
         tensor: ir.TensorProtocol
         if outside is not None and array.nbytes >= LEAST_OUTSIDE_BYTES:
             tensor = outside.append(np.ascontiguousarray(array), name)
         else:
             tensor = ir.tensor(np.array(array, order="C"), name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
+        (graph or self._graph).register_initializer(value)
         return value
 
     def _zero_point(self, array: np.ndarray) -> ir.Value:
@@ -174,28 +185,33 @@ class _QdqSink(Sink):
             codes, axis = np.ascontiguousarray(codes.T), 1
             for node, _ in others:
                 node.attributes["transB"] = ir.AttrInt64("transB", 0)
-        held = self._initializer(f"{site.name}_q", codes)
+        home = _home(uses)
+        held = self._initializer(f"{site.name}_q", codes, home)
         if others:
-            inputs = [held, self._initializer(f"{site.name}_s", scale.reshape(-1))]
-            inputs.append(self._zero_point(np.zeros(scale.size, codes.dtype)))
+            inputs = [held, self._initializer(f"{site.name}_s", scale.reshape(-1), home)]
+            zero = np.zeros(scale.size, codes.dtype)
+            inputs.append(
+                self._zero_point(zero) if home is self._graph else self._initializer(f"{site.name}_z", zero, home)
+            )
             node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis}, name=self._name(f"{site.name}_dq"))
             node.outputs[0].name = self._name(f"{site.name}_f")
-            self._graph.append(node)
+            home.append(node)
             for user, index in others:
                 user.replace_input_with(index, node.outputs[0])
         if rows:
-            scales = self._initializer(f"{site.name}_rows", scale)
+            scales = self._initializer(f"{site.name}_rows", scale, home)
             for user, _ in rows:
                 self._gather_codes(user, held, scales)
 
     def _write_half(self, site: Site, value: QTensor) -> None:
         """Lets all readers of a fixed tensor, those inside bodies too, read the Cast of its 16-bit floats."""
         old = self._values[site.name]
-        held = self._initializer(f"{site.name}_{value.scheme.format.name}", half_array(value))
+        home = old.graph if isinstance(old.graph, ir.Graph) else self._graph
+        held = self._initializer(f"{site.name}_{value.scheme.format.name}", half_array(value), home)
         node = ir.node("Cast", [held], attributes={"to": int(ir.DataType.FLOAT)}, name=self._name(f"{site.name}_cast"))
         made = node.outputs[0]
         made.name, made.shape, made.type = self._name(f"{site.name}_f"), old.shape, ir.TensorType(ir.DataType.FLOAT)
-        self._graph.append(node)
+        home.append(node)
         for user, index in tuple(old.uses()):
             user.replace_input_with(index, made)
 
@@ -215,7 +231,8 @@ class _QdqSink(Sink):
         made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         for node in (picked, wide):
             node.outputs[0].name = self._name(f"{node.name}_out")
-        self._graph.extend([picked, wide, made])
+        graph = _home([(gather, 0)])
+        graph.extend([picked, wide, made])
 
     def _write_activation(self, site: Site, value: QParams) -> None:
         """Puts Q and DQ behind a tensor."""
@@ -371,6 +388,18 @@ def _producer(value: ir.Value) -> ir.Node | None:
     while node is not None and node.op_type in _SEEN_THROUGH and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
+
+
+def _names_of(node: ir.Node) -> list[str]:
+    """Returns the names that a node takes: its own and those of what it writes."""
+    return [name for name in (node.name, *(output.name for output in node.outputs)) if name]
+
+
+def _home(uses: Sequence[tuple[ir.Node, int]]) -> ir.Graph:
+    """Returns the graph that all readers of a weight stand in."""
+    graph = uses[0][0].graph
+    assert isinstance(graph, ir.Graph)
+    return graph
 
 
 def _drop_unread_initializers(graph: Any) -> None:

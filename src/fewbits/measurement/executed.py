@@ -108,7 +108,7 @@ def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement, graph: Graph
         if kept:
             continue
         name = names[0]
-        if name in placement.integer:
+        if name in placement.running:
             why = "was placed to run in integers, but this runtime version runs it in float; please report it"
             found.append(FloatIsland(node=name, op=node.op, rule="runtime-differs", why=why))
         else:
@@ -119,7 +119,7 @@ def _islands(nodes: tuple[ExecutedNode, ...], placement: Placement, graph: Graph
 
 def _model_names(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> list[str]:
     """Returns the model's names of what a kernel does: those that the runtime tells, else the one like its own."""
-    known = {*placement.kept_float, *placement.integer}
+    known = {*placement.kept_float, *placement.running}
     found = []
     for origin in node.origins:
         writer = None if graph is None else graph.producer.get(origin)
@@ -132,7 +132,7 @@ def _model_names(node: ExecutedNode, placement: Placement, graph: GraphView | No
 def _model_name(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> str:
     """Returns the model's name of a node that the optimizer renamed, or named after the tensor that it writes."""
     base = node.name
-    known = {*placement.kept_float, *placement.integer}
+    known = {*placement.kept_float, *placement.running}
     for ending in ("", *_ENDINGS):
         base = base.split(ending)[0] if ending else base
         if base in known or graph is None:

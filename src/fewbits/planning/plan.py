@@ -18,7 +18,7 @@ _PART_KEYS = (
     "schema_version", "target", "seed", "calibration_examples", "split", "hashes", "versions", "transforms", "sites",
     "links",
 )  # fmt: skip
-_SITE_KEYS = ("site", "role", "op", "node", "scheme", "stored", "range", "rounder", "reason")
+_SITE_KEYS = ("site", "role", "op", "node", "scheme", "stored", "dynamic", "range", "rounder", "reason")
 
 
 @final
@@ -36,6 +36,7 @@ class Decision:
       rounder: How codes are chosen; None for activations and where float.
       reason: Why, in words.
       stored: Whether codes are only how the tensor is stored: it is dequantized before it is used.
+      dynamic: Whether the other input of a weight's node is quantized as it comes, by its range in each run.
     """
 
     site: str
@@ -47,11 +48,17 @@ class Decision:
     rounder: str | None
     reason: str
     stored: bool = False
+    dynamic: bool = False
 
     @property
     def is_float(self) -> bool:
         """Whether the site stays float."""
         return self.scheme is None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a node computes with these codes, and with parameters that are all fixed in the file."""
+        return self.scheme is not None and not self.stored and not self.dynamic
 
 
 @final
@@ -100,6 +107,11 @@ class Plan:
         """Decisions that do not keep float."""
         return tuple(d for d in self.decisions if not d.is_float)
 
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """Names of the nodes whose inputs are quantized as they come."""
+        return tuple(dict.fromkeys(d.node for d in self.decisions if d.dynamic))
+
     def by_site(self) -> dict[str, Decision]:
         """Returns the decisions by site name."""
         return {d.site: d for d in self.decisions}
@@ -142,6 +154,7 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "node": decision.node,
         "scheme": FLOAT if decision.scheme is None else decision.scheme.name,
         **({"stored": True} if decision.stored else {}),
+        **({"dynamic": True} if decision.dynamic else {}),
         "range": decision.range_rule,
         "rounder": decision.rounder,
         "reason": decision.reason,
@@ -300,4 +313,5 @@ def _decision_from_dict(row: dict[str, Any], index: int) -> Decision:
         rounder=_optional_word(row, "rounder", where) if scheme else None,
         reason=_optional_word(row, "reason", where) or "",
         stored=_flag(row, "stored", where) and scheme is not None,
+        dynamic=_flag(row, "dynamic", where) and scheme is not None,
     )

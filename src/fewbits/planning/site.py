@@ -97,6 +97,8 @@ class OpView:
       outputs: Names of the output tensors.
       attributes: Numbers, strings, and tuples of them.
       has_subgraph: Whether the node holds graphs of its own (If, Loop, Scan).
+      captured: How many of the inputs, the last ones, are read by those graphs and not by the node itself.
+      scope: The graph that it stands in, e.g. ``loop1/body``; empty in the main graph.
     """
 
     name: str
@@ -106,6 +108,13 @@ class OpView:
     outputs: tuple[str, ...]
     attributes: Mapping[str, object] = field(default_factory=dict)
     has_subgraph: bool = False
+    captured: int = 0
+    scope: str = ""
+
+    @property
+    def own_inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the node itself reads."""
+        return self.inputs[: len(self.inputs) - self.captured]
 
     @property
     def label(self) -> str:
@@ -120,10 +129,11 @@ class GraphView:
 
     Args:
       ops: The nodes; a node stands behind all that it reads.
-      tensors: Every tensor that a node reads or writes.
+      tensors: Every tensor that a node reads or writes; those of inner graphs by names with their place.
       inputs: Names of the graph's inputs (constants excluded).
       outputs: Names of the graph's outputs.
       opset: Version of the standard operator set.
+      inner: The nodes of the graphs inside If, Loop and Scan, whose weights may be stored in codes.
     """
 
     ops: tuple[OpView, ...]
@@ -131,6 +141,7 @@ class GraphView:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opset: int
+    inner: tuple[OpView, ...] = ()
 
     @cached_property
     def producer(self) -> Mapping[str, OpView]:
@@ -149,8 +160,18 @@ class GraphView:
 
     @cached_property
     def by_name(self) -> Mapping[str, OpView]:
-        """Nodes by name."""
-        return {op.name: op for op in self.ops}
+        """Nodes by name, inner ones too."""
+        return {op.name: op for op in (*self.inner, *self.ops)}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[OpView, ...]]:
+        """The nodes that read each tensor themselves, inner ones too, where ``consumers`` has the node around them."""
+        found: dict[str, list[OpView]] = {}
+        for op in (*self.ops, *self.inner):
+            for name in dict.fromkeys(op.own_inputs):
+                if name:
+                    found.setdefault(name, []).append(op)
+        return {name: tuple(ops) for name, ops in found.items()}
 
     def is_constant(self, name: str) -> bool:
         """Returns whether the tensor's values are fixed in the file."""

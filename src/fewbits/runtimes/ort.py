@@ -21,8 +21,8 @@ _LOG_FATAL_ONLY = 4
 # Profiled runs; the first one allocates and is dropped.
 _PROFILED_RUNS = 4
 
-# Weight-only kernels: at default session options they round activations to 8 bits and multiply integers.
-_INTEGER_INSIDE = {"MatMulNBits"}
+# Kernels that take floats, round them to 8 bits and multiply integers; weight-only ones at default session options.
+_INTEGER_INSIDE = {"MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 _CONVERSIONS = {
     "QuantizeLinear", "DequantizeLinear", "Cast", "ReorderInput", "ReorderOutput", "DynamicQuantizeLinear",
     "GatherBlockQuantized",

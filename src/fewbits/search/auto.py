@@ -15,8 +15,8 @@ from fewbits.measurement.benchmark import ModelFiles
 from fewbits.measurement.latency import LatencyResult, Speedup, measure_latency
 from fewbits.runtimes import open_session
 from fewbits.runtimes.base import Options, Tensors
-from fewbits.search.preparing import Prepared, Request, versions, wanted_scheme
-from fewbits.targets import place, place_stored, resolve_target
+from fewbits.search.preparing import Prepared, Request, asked_placement, versions, wanted_scheme
+from fewbits.targets import resolve_target
 from fewbits.targets.base import Target
 
 AUTO = "auto"
@@ -76,7 +76,7 @@ def retargeted(prepared: Prepared, target: Target) -> Prepared:
     """Returns what was opened for another target; model and data stay open."""
     request, model = replace(prepared.request, target=target.full_name), prepared.model
     wanted = wanted_scheme(request, target)
-    placement = place_stored(model.view, target, wanted) if request.weights_only else place(model.view, target)
+    placement = asked_placement(request, model, target, wanted)
     base = replace(prepared.base, target=target.full_name, versions=versions(target))
     return replace(prepared, request=request, target=target, placement=placement, base=base)
 

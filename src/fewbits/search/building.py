@@ -19,6 +19,7 @@ from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role, Site
+from fewbits.targets import dynamic_nodes
 from fewbits.targets.base import Target
 
 
@@ -48,7 +49,7 @@ class Candidate:
     Args:
       plan: The plan.
       data: The file.
-      integer: Nodes placed to run in integers.
+      integer: Nodes placed to multiply integers, whether their ranges are fixed or those of each run.
       sites: Facts by site name.
     """
 
@@ -89,7 +90,13 @@ def build(
             facts[site.name] = _activation_facts(value, statistics.histograms.get(site.name), model, site.name)
         else:
             facts[site.name] = _constant_facts(value, model.slabs(site.name))
-    return Candidate(plan=plan, data=sink.close(), integer=integer, sites=facts)
+    running = (*integer, *running_dynamic(model, plan, target))
+    return Candidate(plan=plan, data=sink.close(), integer=running, sites=facts)
+
+
+def running_dynamic(model: OnnxModel, plan: Plan, target: Target) -> tuple[str, ...]:
+    """Returns the nodes of a plan that quantize their inputs as they come."""
+    return dynamic_nodes(model.view, target, (d.site for d in plan.decisions if d.dynamic))
 
 
 def written(

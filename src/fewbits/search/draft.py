@@ -13,7 +13,7 @@ from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, Site
-from fewbits.targets import PlacedSite, Placement, place, place_stored
+from fewbits.targets import PlacedSite, Placement, may_be_dynamic, place, place_forms, place_stored
 from fewbits.targets.base import Target
 
 # A shorthand that says how many elements share a scale.
@@ -25,6 +25,7 @@ def draft_plan(
     target: Target,
     *,
     keep_float: tuple[str, ...] = (),
+    dynamic: tuple[str, ...] = (),
     activation_range: str = "mse",
     weight_range: str | None = None,
     base: Plan | None = None,
@@ -35,20 +36,24 @@ def draft_plan(
       model: The model.
       target: The rules.
       keep_float: Nodes that stay float by choice.
+      dynamic: Nodes that quantize their inputs as they come.
       activation_range: Range rule of activations.
       weight_range: Range rule of weights; by default all of the range for 8 bits, and the least error for fewer.
       base: Where seed, hashes, versions and the size of the calibration part are taken from.
     """
     if weight_range is None:
         weight_range = "minmax" if target.variant.weight.bits >= 8 else "mse"
-    whole = place(model.view, target)
-    placed = place(model.view, target, keep_float=keep_float) if keep_float else whole
+    placed = place_forms(model.view, target, keep_float=keep_float, dynamic=dynamic)
     chosen = {p.site.name: p for p in placed.sites}
     decisions = []
-    for p in whole.sites:
+    # All that could be quantized, in whatever form, has a line: it may be asked for there.
+    whole = {p.site.name: p for p in (*place_forms(model.view, target).sites, *placed.sites)}
+    for p in whole.values():
         site = p.site
         kept = chosen.get(site.name)
         rule = {Role.ACTIVATION: activation_range, Role.WEIGHT: weight_range, Role.CONSTANT: "minmax"}.get(site.role)
+        if kept is not None and kept.stored:
+            rule = "minmax"
         rounder = None if site.role is Role.ACTIVATION else "nearest"
         decisions.append(
             Decision(
@@ -60,6 +65,8 @@ def draft_plan(
                 range_rule=None if kept is None else rule,
                 rounder=None if kept is None else rounder,
                 reason=_float_reason(placed, site) if kept is None else kept.reason,
+                stored=kept is not None and kept.stored,
+                dynamic=kept is not None and kept.dynamic,
             )
         )
     empty = Plan(target=target.full_name, decisions=())
@@ -70,6 +77,18 @@ def draft_plan(
         links=placed.links,
         transforms=model.steps,
     )
+
+
+def draft_dynamic(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:
+    """Returns the plan of nothing but products that quantize their inputs as they come, and tables of codes."""
+    keep_float, dynamic = forms_without_data(model, target)
+    return draft_plan(model, target, keep_float=keep_float, dynamic=dynamic, base=base)
+
+
+def forms_without_data(model: OnnxModel, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns what stays float, and what quantizes its inputs as they come, where no range is fixed."""
+    dynamic = may_be_dynamic(model.view, target)
+    return tuple(sorted(set(place(model.view, target).integer) - set(dynamic))), dynamic
 
 
 def draft_stored(
@@ -145,4 +164,6 @@ def _stored_range(placed: PlacedSite, target: Target) -> str | None:
 
 def _float_reason(placed: Placement, site: Site) -> str:
     reason = placed.kept_float.get(site.node)
+    if site.node in placed.dynamic:
+        return "its node quantizes its input as it comes, and gives float"
     return "no integer operator reads or writes it" if reason is None else reason.text

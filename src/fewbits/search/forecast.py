@@ -15,12 +15,20 @@ from fewbits.numerics.granularity import PerGroup
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, TensorView
 from fewbits.search.building import activation_sites
-from fewbits.search.draft import draft_plan, draft_stored
+from fewbits.search.draft import draft_dynamic, draft_plan, draft_stored
 from fewbits.search.loop import EFFORTS, check_effort
 from fewbits.search.memory import memory_needed
-from fewbits.search.preparing import Prepared, Request, nothing_to_quantize, prepare, versions, wanted_scheme
+from fewbits.search.preparing import (
+    Prepared,
+    Request,
+    asked_placement,
+    nothing_to_quantize,
+    prepare,
+    versions,
+    wanted_scheme,
+)
 from fewbits.search.verdict_data import Parts
-from fewbits.targets import place, place_stored, refuse_none_in_blocks, resolve_target
+from fewbits.targets import refuse_none_in_blocks, resolve_target
 
 # Bytes that a Q/DQ pair with scale and zero point adds to a file; measured on the exported files of three networks.
 _PAIR_BYTES = 250
@@ -75,7 +83,7 @@ def make_forecast(request: Request) -> Forecast:
     model = open_model(request.model, max_memory=request.max_memory) if prepared is None else prepared.model
     stored_only = request.weights_only
     wanted = wanted_scheme(request, target)
-    placement = place_stored(model.view, target, wanted) if stored_only else place(model.view, target)
+    placement = asked_placement(request, model, target, wanted)
     refuse_none_in_blocks(placement, wanted, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
@@ -90,6 +98,8 @@ def make_forecast(request: Request) -> Forecast:
     plan = (
         draft_stored(model, target, wanted, asked=request.scheme, base=base)
         if stored_only
+        else draft_dynamic(model, target, base=base)
+        if request.dynamic_only
         else draft_plan(model, target, base=base)
     )
     fixed = [d for d in plan.quantized if d.role in (Role.WEIGHT, Role.CONSTANT)]

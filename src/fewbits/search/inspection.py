@@ -24,7 +24,15 @@ from fewbits.search.holdings import (
     inner_weights,
     shared_weights,
 )
-from fewbits.targets import Placement, not_written, place, place_stored, resolve_target, stored_scheme
+from fewbits.targets import (
+    Placement,
+    not_written,
+    place_dynamic,
+    place_forms,
+    place_stored,
+    resolve_target,
+    stored_scheme,
+)
 from fewbits.targets.base import Target
 
 # Rule and words for weights whose reader runs in integers, or moves codes, without being quantized itself.
@@ -163,9 +171,11 @@ def inspect_model(path: str, *, target: str, scheme: str | None = None, max_memo
     if scheme is not None and wanted is None and scheme not in chosen.schemes:
         raise not_written(scheme, chosen)
     model = open_model(path, max_memory=max_memory)
-    placement = place(model.view, chosen) if wanted is None else place_stored(model.view, chosen, wanted)
+    dynamic = scheme is not None and SCHEMES[scheme].dynamic
+    plain = place_dynamic(model.view, chosen) if dynamic else place_forms(model.view, chosen)
+    placement = plain if wanted is None else place_stored(model.view, chosen, wanted)
     macs = count_macs(model.view)
-    running = set(placement.integer)
+    running = set(placement.running)
     weights = [p.site for p in placement.sites if p.site.role in (Role.WEIGHT, Role.CONSTANT)]
     inner = inner_weights(model)
     return Inspection(
@@ -241,12 +251,14 @@ def _kept_float(
 
 
 def _nodes(model: OnnxModel, placement: Placement, target: Target, macs: dict[str, int]) -> tuple[NodeFacts, ...]:
-    running, moved = set(placement.integer), set(placement.moved)
+    running, dynamic, moved = set(placement.integer), set(placement.dynamic), set(placement.moved)
     found = []
     for op in model.view.ops:
         rule, why = "", ""
         if op.name in running:
             state, why = "integer", f"runs as {target.rules[op.op].runs_as}"
+        elif op.name in dynamic:
+            state, why = "integer", f"runs as {target.dynamic[op.op].runs_as}: its input is quantized as it comes"
         elif op.name in placement.absorbed:
             state, why = "absorbed", f"done by the saturation of {placement.absorbed[op.name]}"
         elif op.name in moved:
@@ -313,7 +325,7 @@ def inspect_node(path: str, name: str, *, target: str) -> NodeInspection:
             nearest(name, known) if len(known) <= 20 or "did you mean" in nearest(name, known) else "--all lists them"
         )
         raise UnknownNameError(f"{model.name} has no node {name!r}; {hint}", slug="unknown-name")
-    nodes = _nodes(model, place(model.view, chosen), chosen, count_macs(model.view))
+    nodes = _nodes(model, place_forms(model.view, chosen), chosen, count_macs(model.view))
     standard = op.domain in ("", "ai.onnx")
     rule = chosen.rules.get(op.op) if standard and not op.has_subgraph else None
     return NodeInspection(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -21,6 +21,7 @@ from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
 from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
+from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.probing import probe_feeds
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
@@ -28,9 +29,9 @@ from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offers
 from fewbits.search.blockwise import Blockwise
-from fewbits.search.building import Candidate, activation_sites, build
+from fewbits.search.building import Candidate, activation_sites, build, running_dynamic
 from fewbits.search.calibrated import unchanging_sites, untaken_branches
-from fewbits.search.draft import draft_plan, draft_stored
+from fewbits.search.draft import draft_dynamic, draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.handing_over import (
     mended_reason,
@@ -40,14 +41,15 @@ from fewbits.search.handing_over import (
     slower_but_smaller,
 )
 from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
-from fewbits.search.loop import TAUGHT, BudgetLoop, Task, Trial, close_enough
+from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, BudgetLoop, Task, Trial, close_enough
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
+from fewbits.search.transforming import Evidence, Variant, after_transforms, before_transforms, replayed, variants
 from fewbits.search.verdict_data import forecast, loss_bound
-from fewbits.targets import Placement, place
+from fewbits.targets import Placement, place, place_forms
 
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
@@ -66,7 +68,8 @@ def run(request: Request) -> Finished:
     """Returns the measured result of a request."""
     if request.target == AUTO and request.plan is None:
         return _run_fastest(request)
-    prepared = prepare(request)
+    plan = request.plan
+    prepared = prepare(request if plan is None else replace(request, plan=before_transforms(plan)))
     for warning in prepared.warnings:
         request.notice(warning)
     return finish(prepared)
@@ -223,7 +226,11 @@ class _Job:
         """Returns the plan that was asked for, or found; the model may have been repaired on the way."""
         prepared, request = self._prepared, self._request
         if request.plan is not None:
-            wanted = _renewed(prepared, request.plan)
+            asked = after_transforms(request.plan)
+            if (evidence := self._evidence()) is not None:
+                self.use(replayed(prepared.model, asked.transforms, evidence), self._statistics)
+            prepared = self._prepared
+            wanted = _renewed(prepared, asked)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
             self._observe(wanted)
             return wanted, (), NO_REPAIRS
@@ -235,7 +242,8 @@ class _Job:
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory, beside=beside)
             with self._clock.stage("rounding"):
                 return blockwise.choose(wanted), (), NO_REPAIRS
-        wanted = draft_plan(prepared.model, prepared.target, base=prepared.base)
+        draft = draft_dynamic if request.dynamic_only else draft_plan
+        wanted = draft(prepared.model, prepared.target, base=prepared.base)
         refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
         self._observe(wanted)
         with self._clock.stage("repair"):
@@ -243,12 +251,59 @@ class _Job:
         self._prepared, self._statistics = repaired.prepared, repaired.statistics
         if not request.searches:
             with self._clock.stage("layers"):
-                return self._taught(repaired.plan), (), repaired.repairs
+                return self._taught(self._transformed(repaired)), (), repaired.repairs
         with self._clock.stage("search"):
-            found = _choose(self._prepared, repaired, self._options, self._one_example(), self._layerwise().of)
+            found = _choose(self._prepared, repaired, self._options, self._one_example(), self)
             candidate, trail, notes = found
         self._notes += notes
         return candidate.plan, trail, repaired.repairs
+
+    def learned_layers(self, plan: Plan) -> Learned:
+        """Returns what layers learn for a plan of the model as it is now."""
+        return self._layerwise().of(plan)
+
+    def variants(self, plan: Plan, keep_float: tuple[str, ...]) -> Iterator[Variant]:
+        """Yields equal models that may be quantized better; ``use`` takes one."""
+        if (evidence := self._evidence()) is not None:
+            yield from variants(self._prepared.model, plan, evidence, keep_float=keep_float, jobs=self._request.jobs)
+
+    def use(self, model: OnnxModel, statistics: Statistics) -> None:
+        """Goes on with an equal model."""
+        if model is not self._prepared.model:
+            self._prepared = replace(self._prepared, model=model, placement=place(model.view, self._prepared.target))
+        self._statistics = statistics
+
+    def _evidence(self) -> Evidence | None:
+        """Returns what factors between layers are computed from; None without calibration examples."""
+        parts = self._prepared.parts
+        if parts is None or not len(parts.calibration) or self._request.weights_only:
+            return None
+        return Evidence(dataset=parts.data, indices=parts.calibration, target=self._prepared.target)
+
+    def _transformed(self, repaired: Repaired) -> Plan:
+        """Returns the plan of the equal model that is quantized best, by calibration examples; the job goes on with it.
+
+        Where all of them are far from float before layers learn, they are compared with what layers learn.
+        """
+        parts, start = self._prepared.parts, (self._prepared.model, self._statistics)
+        if parts is None or not len(parts.calibration):
+            return repaired.plan
+        with self._reference(closeness_part(parts.calibration)) as reference:
+            best, plan = start, repaired.plan
+            least = self._distance(plan, reference)
+            far = not close_enough(least) and (least.quality.kl or 0.0) > FAR_KL
+            if far:
+                least = self._distance(self._lessons(plan), reference)
+            for variant in self.variants(repaired.plan, repaired.keep_float):
+                if close_enough(least):
+                    break
+                self.use(variant.model, variant.statistics)
+                found = self._distance(self._lessons(variant.plan) if far else variant.plan, reference)
+                if found.quality.gauge < CLOSER * least.quality.gauge:
+                    best, plan, least = (variant.model, variant.statistics), variant.plan, found
+                self.use(*start)
+        self.use(*best)
+        return plan
 
     def _observe(self, wanted: Plan) -> None:
         sites = activation_sites(wanted)
@@ -304,32 +359,43 @@ class _Job:
 
     def _taught(self, plan: Plan) -> Plan:
         """Returns the plan with what its layers learn, where that brings other calibration examples closer to float."""
-        prepared, parts = self._prepared, self._prepared.parts
+        parts = self._prepared.parts
         if parts is None or not len(parts.calibration):
             return plan
-        with Reference(
-            prepared.model,
-            parts.data,
-            closeness_part(parts.calibration),
-            metric=prepared.selection_metric,
-            output=prepared.output,
-            options=self._options,
-        ) as reference:
-
-            def distance(tried: Plan) -> Outcome:
-                learned = self._layerwise().of(tried)
-                built = build(prepared.model, tried, prepared.target, self._statistics, learned=learned)
-                return reference.compare(built.data, self._request.progress, stage="layer by layer")
-
-            best, least = plan, distance(plan)
+        with self._reference(closeness_part(parts.calibration)) as reference:
+            best, least = plan, self._distance(plan, reference)
             for _, teach in LESSONS[: TAUGHT[self._request.effort]]:
                 taught = teach(plan)
                 if close_enough(least) or not self._layerwise().of(taught):
                     break
-                found = distance(taught)
+                found = self._distance(taught, reference)
                 if found.quality.gauge < least.quality.gauge:
                     best, least = taught, found
         return best
+
+    def _lessons(self, plan: Plan) -> Plan:
+        """Returns the plan with all that its layers may learn."""
+        taught = LESSONS[: TAUGHT[self._request.effort]]
+        return taught[-1][1](plan) if taught else plan
+
+    def _reference(self, indices: np.ndarray) -> Reference:
+        """Returns the float model on some calibration examples."""
+        prepared = self._prepared
+        assert prepared.parts is not None
+        return Reference(
+            prepared.model,
+            prepared.parts.data,
+            indices,
+            metric=prepared.selection_metric,
+            output=prepared.output,
+            options=self._options,
+        )
+
+    def _distance(self, plan: Plan, reference: Reference) -> Outcome:
+        """Returns how far from float a plan's file is, with all that the plan asks to be learned."""
+        learned = self._layerwise().of(plan)
+        built = build(self._prepared.model, plan, self._prepared.target, self._statistics, learned=learned)
+        return reference.compare(built.data, self._request.progress, stage="layer by layer")
 
     def _data_file(self) -> Path | None:
         """Returns where large tensors go; None for a model whose weights are all inside."""
@@ -560,7 +626,7 @@ def _choose(
     repaired: Repaired,
     options: Options,
     feeds: dict[str, np.ndarray],
-    learn: Callable[[Plan], Learned],
+    job: _Job,
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
     """Returns the best candidate of the search, the trail to it, and notes for the reader."""
     request, model, parts = prepared.request, prepared.model, prepared.parts
@@ -577,6 +643,7 @@ def _choose(
             base=prepared.base,
             statistics=repaired.statistics,
             keep_float=repaired.keep_float,
+            dynamic=repaired.dynamic,
             reference=reference,
             bound=lambda outcome: forecast(
                 prepared.selection_metric,
@@ -593,7 +660,9 @@ def _choose(
             pays=lambda candidate: _pays(prepared, candidate, options, feeds),
             refuted=lambda outcome: _is_refuted(prepared, outcome),
             hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
-            learn=learn,
+            learn=job.learned_layers,
+            variants=lambda plan: job.variants(plan, repaired.keep_float),
+            use=job.use,
             slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
@@ -650,14 +719,20 @@ def _hopeless(prepared: Prepared, candidate: Candidate, options: Options, feeds:
 def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     """Returns the placement that a candidate's plan amounts to, for naming its float islands."""
     running = set(candidate.integer)
-    kept = tuple(name for name in prepared.placement.integer if name not in running)
+    static = place(prepared.model.view, prepared.target).integer
+    kept = tuple(name for name in static if name not in running)
     if prepared.request.weights_only:
         return prepared.placement
-    placed = place(prepared.model.view, prepared.target, keep_float=kept)
+    placed = place_forms(
+        prepared.model.view,
+        prepared.target,
+        keep_float=kept,
+        dynamic=running_dynamic(prepared.model, candidate.plan, prepared.target),
+    )
     # The plan's own words for what it keeps float, not the placer's.
     told = {d.node: d.reason for d in candidate.plan.decisions if d.is_float and d.role is Role.WEIGHT and d.reason}
     reasons = {
         name: replace(reason, text=told[name]) if name in kept and name in told else reason
         for name, reason in placed.kept_float.items()
     }
-    return replace(placed, integer=candidate.integer, kept_float=reasons)
+    return replace(placed, kept_float=reasons)

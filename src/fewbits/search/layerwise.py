@@ -28,7 +28,7 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, as_array
-from fewbits.planning.plan import Plan, TransformStep
+from fewbits.planning.plan import Decision, Plan, TransformStep
 from fewbits.planning.site import OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
@@ -57,11 +57,11 @@ def asks_for_correction(plan: Plan) -> bool:
 
 def asks_for_rounding(plan: Plan) -> bool:
     """Returns whether a plan has codes chosen by the inputs of their layers."""
-    return any(_rounded(decision.role, decision.rounder, stored=decision.stored) for decision in plan.quantized)
+    return any(_rounded(decision) for decision in plan.quantized)
 
 
-def _rounded(role: Role, rounder: str | None, *, stored: bool) -> bool:
-    return role is Role.WEIGHT and rounder == ROUNDER and not stored
+def _rounded(decision: Decision) -> bool:
+    return decision.role is Role.WEIGHT and decision.rounder == ROUNDER and decision.is_static
 
 
 def with_correction(plan: Plan) -> Plan:
@@ -72,8 +72,7 @@ def with_correction(plan: Plan) -> Plan:
 def with_rounding(plan: Plan) -> Plan:
     """Returns the plan with its biases corrected, and all weights of integer layers rounded by their layers' inputs."""
     decisions = tuple(
-        replace(d, rounder=ROUNDER) if d.role is Role.WEIGHT and not d.is_float and not d.stored else d
-        for d in plan.decisions
+        replace(d, rounder=ROUNDER) if d.role is Role.WEIGHT and d.is_static else d for d in plan.decisions
     )
     return with_correction(replace(plan, decisions=decisions))
 
@@ -205,7 +204,7 @@ class Layerwise:
     def _layers(self, plan: Plan) -> list[_Layer]:
         """Returns the integer layers with a weight of their own, in graph order."""
         view, target = self._model.view, self._target
-        decisions = {d.site: d for d in plan.quantized if not d.stored}
+        decisions = {d.site: d for d in plan.quantized if d.is_static}
         layers = []
         for op in view.ops:
             rule = target.rules.get(op.op)

@@ -1,8 +1,8 @@
 """The budget loop, first version: ranges by evidence, then the most harmful nodes back to float.
 
 1. Every range rule that the effort allows is tried with all integers; the one whose outputs stay closest to float on
-   the selection data is kept. (Size and speed are the same, so closeness decides.) Then biases are corrected, and stay
-   so where that is closer still.
+   the selection data is kept. (Size and speed are the same, so closeness decides.) Then factors are moved from
+   channels to the weights that read them, biases are corrected, and each stays so where that is closer still.
 2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
    much that helps, those put off that cost speed; then they go back one after the other until the forecast says "met".
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -31,6 +31,7 @@ from fewbits.planning.plan import Plan
 from fewbits.search.building import Candidate, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import LESSONS, asks_for_correction, same_lessons
+from fewbits.search.transforming import Variant
 from fewbits.targets.base import Target
 
 # Range rules of activations and weights that an effort tries, the likeliest winner first.
@@ -60,7 +61,9 @@ _GIVEN_BACK = "back to float: among what cost the most closeness on the selectio
 # The part of another candidate's distance to float below which one is closer beyond doubt.
 _CLEARLY = 0.8
 # The same for a step that is right by its derivation, on the very same examples.
-_CLOSER = 0.95
+CLOSER = 0.95
+# Distance to float before layers learn, in nats, above which it says nothing of the distance after.
+FAR_KL = 0.3
 # Distance to float above which one node is looked for that makes it, in nats per example: total variation may then be
 # up to sqrt(KL / 2) = 3 % (Pinsker's inequality). One layer of KWT-1 makes all but a hundredth of its 9 millinats.
 _SUSPECT_KL = 0.002
@@ -141,6 +144,7 @@ class Task:
       pays: Whether a candidate is faster than float by more than noise, asked of a clock.
       slower: Whether a candidate is slower than another one, asked of a clock.
       keep_float: Nodes that stay float whatever is tried: the model runs faster so.
+      dynamic: Nodes that quantize their inputs as they come, where they do not stay float: it runs faster so.
       reference: The float model on the selection data.
       bound: Turns an outcome into the bound that the verdict will probably see.
       max_drop: The budget; None where none is asked, and ranges alone are searched.
@@ -149,6 +153,8 @@ class Task:
       deadline: Clock time by which the loop ends with the best so far; None for no limit.
       progress: Told of each step.
       learn: What is learned layer by layer for a plan that asks for it; nothing where there are no examples.
+      variants: Equal models in which other numbers are rounded, for a plan of this one.
+      use: Told with which of them the search goes on.
       hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
         with all integers only gets slower. None where nothing speaks against it.
     """
@@ -166,10 +172,13 @@ class Task:
     progress: Progress
     hopeless: Callable[[Candidate], str | None] = lambda candidate: None
     keep_float: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
     pays: Callable[[Candidate], bool] = lambda candidate: True
     learn: Callable[[Plan], Learned] = lambda plan: NOTHING_LEARNED
+    variants: Callable[[Plan], Iterable[Variant]] = lambda plan: ()
+    use: Callable[[OnnxModel, Statistics], None] = lambda model, statistics: None
 
 
 @final
@@ -184,7 +193,7 @@ class BudgetLoop:
 
     def run(self) -> SearchResult:
         """Returns the best candidate."""
-        candidate, outcome = self._taught(*self._choose_ranges())
+        candidate, outcome = self._taught(*self._transformed(*self._choose_ranges()))
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
         hopeless = self._task.hopeless(candidate)
@@ -245,11 +254,14 @@ class BudgetLoop:
                 task.model,
                 task.target,
                 keep_float=task.keep_float,
+                dynamic=task.dynamic,
                 activation_range=activations,
                 weight_range=weights,
                 base=task.base,
             )
             candidate = self._build(plan)
+            if best is not None and candidate.data == best[0].data:
+                continue
             outcome = self._measure(candidate, f"ranges {activations}/{weights}")
             # A few percent are noise of the selection examples: the likelier rule, tried first, then stays.
             better = best is None or outcome.quality.gauge < _CLEARLY * best[1].quality.gauge
@@ -260,6 +272,29 @@ class BudgetLoop:
                 best = candidate, outcome
         assert best is not None
         return best
+
+    def _transformed(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
+        """Returns the candidate of the equal model that is quantized best; the search goes on with that model."""
+        best = self._task
+        if close_enough(outcome):
+            return candidate, outcome
+        for variant in self._task.variants(candidate.plan):
+            if self._late():
+                break
+            self._task = replace(best, model=variant.model, statistics=variant.statistics)
+            other = self._build(variant.plan)
+            closer = self._measure(other, variant.what)
+            wins = closer.quality.gauge < CLOSER * outcome.quality.gauge
+            slower = wins and variant.more_nodes and best.slower(other, candidate)
+            reason = "slower" if slower else "closer to float" if wins else "not closer to float than without"
+            self._note(variant.what, closer, other, kept=wins and not slower, reason=reason)
+            if wins and not slower:
+                candidate, outcome, best = other, closer, self._task
+            if close_enough(outcome):
+                break
+        self._task = best
+        best.use(best.model, best.statistics)
+        return candidate, outcome
 
     def _taught(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
         """Returns the candidate with what its layers learn from examples, where that brings it closer to float.
@@ -276,7 +311,7 @@ class BudgetLoop:
             self._learned = learned
             other = self._build(plan)
             closer = self._measure(other, what)
-            kept = closer.quality.gauge < _CLOSER * outcome.quality.gauge
+            kept = closer.quality.gauge < CLOSER * outcome.quality.gauge
             reason = "closer to float" if kept else "not closer to float than without"
             self._note(what, closer, other, kept=kept, reason=reason)
             if kept:
@@ -314,7 +349,7 @@ class BudgetLoop:
     def _rank(self, start: Candidate) -> list[str]:
         """Returns the nodes by how much closer to float the model comes when they alone go back, most helpful first."""
         task = self._task
-        names = [n for n in start.integer if task.target.rules[task.model.view.by_name[n].op].weight is not None]
+        names = [name for name in start.integer if self._weights(name)]
         # The node that spoils most is nearly always among those whose own tensors are rounded worst.
         names.sort(key=lambda name: self._worst_sqnr(start, name))
         gauges: dict[str, float] = {}
@@ -342,6 +377,7 @@ class BudgetLoop:
             self._task.model,
             self._task.target,
             keep_float=(*self._task.keep_float, *nodes),
+            dynamic=self._task.dynamic,
             base=plan,
         )
         fresh = same_lessons(fresh, plan)
@@ -438,9 +474,15 @@ class BudgetLoop:
 
     def _weight_elements(self, name: str) -> int:
         task = self._task
-        op = task.model.view.by_name[name]
-        weight = task.target.rules[op.op].weight_input(op)
-        return 0 if weight is None else task.model.view.tensors[weight].elements
+        return sum(task.model.view.tensors[weight].elements for weight in self._weights(name))
+
+    def _weights(self, name: str) -> tuple[str, ...]:
+        """Returns the weights of a node that multiplies integers."""
+        op, target = self._task.model.view.by_name[name], self._task.target
+        if name in self._task.dynamic:
+            return target.dynamic[op.op].weight_inputs(op)
+        weight = target.rules[op.op].weight_input(op)
+        return () if weight is None else (weight,)
 
     def _float(self, start: Candidate) -> Candidate:
         """Returns the candidate without any integer node: the float model in canonical form."""

@@ -32,7 +32,8 @@ from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_part
 from fewbits.targets import (
     Placement,
     not_written,
-    place,
+    place_dynamic,
+    place_forms,
     place_stored,
     refuse_none_in_blocks,
     resolve_target,
@@ -44,6 +45,8 @@ from fewbits.targets.base import Target
 _LATENCY_SECONDS = {"fast": 2.0, "balanced": 5.0, "best": 10.0}
 # Nodes named when nothing can be quantized.
 _REASONS_SHOWN = 5
+# The scheme that holds any weight in codes and computes in float.
+_STORED = "w8a16"
 
 
 def unheard(warning: str) -> None:
@@ -114,6 +117,18 @@ class Request:
         return self.scheme is None and self.plan is None
 
     @property
+    def dynamic_only(self) -> bool:
+        """Whether inputs are quantized as they come and in no other way: then there is nothing to calibrate."""
+        if self.plan is not None:
+            return any(d.dynamic for d in self.plan.quantized) and not any(d.is_static for d in self.plan.quantized)
+        return self.scheme is not None and SCHEMES[self.scheme].dynamic
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether ranges are fixed from examples."""
+        return not self.weights_only and not self.dynamic_only
+
+    @property
     def weights_only(self) -> bool:
         """Whether nothing but weights is quantized: then there is nothing to calibrate, and no data are needed."""
         if self.plan is not None:
@@ -182,6 +197,14 @@ def wanted_scheme(request: Request, target: Target) -> Scheme | None:
     return found
 
 
+def asked_placement(request: Request, model: OnnxModel, target: Target, wanted: Scheme | None) -> Placement:
+    """Returns where a request wants codes; in a search, where the target could have them."""
+    if request.weights_only:
+        return place_stored(model.view, target, wanted)
+    placed = place_forms(model.view, target)
+    return place_dynamic(model.view, target) if request.dynamic_only or not placed.sites else placed
+
+
 def prepare(request: Request) -> Prepared:
     """Returns everything opened and checked: each refusal comes before any long work."""
     check_effort(request.effort)
@@ -209,18 +232,18 @@ def prepare(request: Request) -> Prepared:
 
         model = repeated(model, request.plan.transforms)
     output = score_output(model, request.score_output)
-    weights_only = request.weights_only
-    placement = place_stored(model.view, target, wanted) if weights_only else place(model.view, target)
+    calibrates = request.calibrates
+    placement = asked_placement(request, model, target, wanted)
     refuse_none_in_blocks(placement, wanted, target)
     if not placement.sites:
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
-    if request.data is None and weights_only and request.max_drop is None and request.evaluation is None:
+    if request.data is None and not calibrates and request.max_drop is None and request.evaluation is None:
         return _without_data(request, target, model, placement, output)
     if request.data is None:
         raise UsageError(
             (
                 "a budget needs examples to judge on"
-                if weights_only
+                if not calibrates
                 else "static int8 needs examples to calibrate and judge on"
             )
             + "; give --data DATA (an .npz, or a folder of images)",
@@ -238,7 +261,7 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:
         blocks = [d.scheme for d in request.plan.quantized if d.scheme is not None and d.stored]
     in_blocks = any(isinstance(scheme.granularity, PerGroup) for scheme in blocks)
-    if weights_only and evaluation is None and not in_blocks:
+    if not calibrates and evaluation is None and not in_blocks:
         shares = WEIGHTS_ONLY
     elif request.plan is not None and request.plan.split:
         shares = request.plan.split
@@ -319,11 +342,25 @@ def _open(source: Any, request: Request, model: OnnxModel) -> tuple[OnnxModel, D
 def nothing_to_quantize(model: OnnxModel, placement: Placement, target: Target) -> str:
     """Returns why no node of a model can run in integers, the commonest reasons first."""
     by_name = model.view.by_name
-    reasons = Counter((by_name[name].label, reason.text) for name, reason in placement.kept_float.items())
-    shown = [f"{count} {op}: {text}" for (op, text), count in reasons.most_common(_REASONS_SHOWN)]
+    kinds = [(by_name[name].label, reason.text) for name, reason in placement.kept_float.items()]
+    first = dict(zip(reversed(kinds), reversed(placement.kept_float), strict=True))
+    reasons = Counter(kinds)
+    shown = [
+        f"{count} {op} ({first[op, text]!r}{', …' if count > 1 else ''}): {text}"
+        for (op, text), count in reasons.most_common(_REASONS_SHOWN)
+    ]
     more = len(reasons) - len(shown)
     tail = f"; and {more} more kinds ('fewbits inspect' lists them)" if more > 0 else ""
-    return f"nothing in {model.name} can run in integers on {target.full_name}: {'; '.join(shown)}{tail}"
+    return (
+        f"nothing in {model.name} can run in integers on {target.full_name}: {'; '.join(shown)}{tail}"
+        f"{_nearest_stored(model, target)}"
+    )
+
+
+def _nearest_stored(model: OnnxModel, target: Target) -> str:
+    """Returns the scheme that the target can write of such a model, in words; nothing where there is none."""
+    weights = len(place_stored(model.view, target).sites) if _STORED in target.schemes else 0
+    return f"; the nearest that it can hold is --scheme {_STORED}, for {weights} weights" if weights else ""
 
 
 def _budget_warnings(request: Request, metric: Metric, examples: int) -> tuple[str, ...]:

@@ -27,12 +27,13 @@ from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Numbers, Options
 from fewbits.search.building import activation_sites, build
-from fewbits.search.draft import draft_plan
+from fewbits.search.draft import draft_plan, forms_without_data
 from fewbits.search.preparing import Prepared
-from fewbits.targets import place
+from fewbits.targets import may_be_dynamic, place
 from fewbits.targets.base import Kind
 
 LIGHT_FLOAT = "light_float"
+DYNAMIC = "dynamic"
 # Seconds for which two files are timed; the interval narrows with their root.
 _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
@@ -93,6 +94,7 @@ class Repaired:
       plan: All integers but for what is kept float.
       keep_float: Nodes that stay float because the model runs faster so.
       repairs: What was done.
+      dynamic: Nodes that quantize their inputs as they come because the model runs faster so.
     """
 
     prepared: Prepared
@@ -100,6 +102,7 @@ class Repaired:
     plan: Plan
     keep_float: tuple[str, ...]
     repairs: Repairs
+    dynamic: tuple[str, ...] = ()
 
 
 def unrepaired(prepared: Prepared, statistics: Statistics) -> Repaired:
@@ -115,6 +118,7 @@ class _State:
 
     model: OnnxModel
     keep_float: tuple[str, ...]
+    dynamic: tuple[str, ...]
     data: bytes
 
 
@@ -128,16 +132,24 @@ class _Loop:
         self._feeds = feeds
         self._trials: list[RepairTrial] = []
 
-    def built(self, model: OnnxModel, keep_float: tuple[str, ...], statistics: Statistics | None = None) -> _State:
+    def built(
+        self,
+        model: OnnxModel,
+        keep_float: tuple[str, ...],
+        dynamic: tuple[str, ...] = (),
+        statistics: Statistics | None = None,
+    ) -> _State:
         """Returns a file that runs as the final one will; its ranges come from one shard of examples."""
         prepared = self._prepared
-        plan = draft_plan(model, prepared.target, keep_float=keep_float, base=prepared.base)
+        plan = draft_plan(model, prepared.target, keep_float=keep_float, dynamic=dynamic, base=prepared.base)
+        if statistics is None and not activation_sites(plan):
+            statistics = Statistics(histograms={}, examples=0)
         if statistics is None:
             assert prepared.parts is not None, "repairs are measured on data"
             few = prepared.parts.calibration[: shard_size(model)]
             statistics = observe(model, prepared.parts.data, few, activation_sites(plan))
         data = build(model, plan, prepared.target, statistics).data
-        return _State(model=model, keep_float=keep_float, data=data)
+        return _State(model=model, keep_float=keep_float, dynamic=dynamic, data=data)
 
     def better(self, name: str, what: str, best: _State, other: _State) -> bool:
         """Returns whether another file is faster than the best, and notes what was measured."""
@@ -156,9 +168,9 @@ class _Loop:
 
     def run(self, statistics: Statistics) -> tuple[_State, Repairs]:
         """Returns the best way found, and what was tried."""
-        first = best = self.built(self._prepared.model, (), statistics)
+        first = best = self._start(statistics)
         islands, integer, floats = self._executed(first)
-        best = self._light_float(best)
+        best = self._lightened(best)
         for repair in REPAIRS:
             try:
                 other = self._with(best, repair)
@@ -168,11 +180,11 @@ class _Loop:
                 continue
             if other is not None and self.better(repair.name, repair.what, best, other):
                 best = other
-        best = best if best.keep_float else self._light_float(best)
+        best = self._lightened(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
         return best, Repairs(
             before=islands,
-            kept=(*kept, *([LIGHT_FLOAT] if best.keep_float else [])),
+            kept=(*kept, *(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT))),
             trials=tuple(self._trials),
             integer_nodes=integer,
             float_nodes=floats,
@@ -184,14 +196,36 @@ class _Loop:
         if made is None:
             return None
         # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
-        return self.built(made, _light(made, self._prepared) if best.keep_float else ())
+        if self._prepared.request.dynamic_only:
+            return self.built(made, *forms_without_data(made, self._prepared.target))
+        dynamic = may_be_dynamic(made.view, self._prepared.target) if best.dynamic else ()
+        return self.built(made, _light(made, self._prepared) if best.keep_float else (), dynamic)
+
+    def _start(self, statistics: Statistics) -> _State:
+        model = self._prepared.model
+        forms = forms_without_data(model, self._prepared.target) if self._prepared.request.dynamic_only else ((), ())
+        return self.built(model, *forms, statistics)
+
+    def _lightened(self, best: _State) -> _State:
+        """Returns the best way with products that quantize their inputs as they come, and with less in integers."""
+        if self._prepared.request.dynamic_only:
+            return best
+        best = best if best.dynamic or self._prepared.request.scheme is not None else self._dynamic(best)
+        return best if best.keep_float else self._light_float(best)
 
     def _light_float(self, best: _State) -> _State:
         light = _light(best.model, self._prepared)
         if not light:
             return best
-        other = self.built(best.model, light)
+        other = self.built(best.model, light, best.dynamic)
         return other if self.better(LIGHT_FLOAT, "operators without weights left float", best, other) else best
+
+    def _dynamic(self, best: _State) -> _State:
+        able = may_be_dynamic(best.model.view, self._prepared.target)
+        if not able:
+            return best
+        other = self.built(best.model, best.keep_float, able)
+        return other if self.better(DYNAMIC, "products whose inputs are quantized as they come", best, other) else best
 
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
         """Returns the islands of a file and its nodes in integers and in float."""
@@ -229,12 +263,22 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
         model = best.model
         prepared = replace(prepared, model=model, placement=place(model.view, prepared.target))
         statistics = _observed(prepared)
-    plan = draft_plan(prepared.model, prepared.target, keep_float=best.keep_float, base=prepared.base)
-    return Repaired(prepared=prepared, statistics=statistics, plan=plan, keep_float=best.keep_float, repairs=repairs)
+    plan = draft_plan(
+        prepared.model, prepared.target, keep_float=best.keep_float, dynamic=best.dynamic, base=prepared.base
+    )
+    return Repaired(
+        prepared=prepared,
+        statistics=statistics,
+        plan=plan,
+        keep_float=best.keep_float,
+        dynamic=best.dynamic,
+        repairs=repairs,
+    )
 
 
 def _observed(prepared: Prepared) -> Statistics:
     parts, request = prepared.parts, prepared.request
-    assert parts is not None
+    if parts is None or request.dynamic_only:
+        return Statistics(histograms={}, examples=0)
     sites = activation_sites(draft_plan(prepared.model, prepared.target))
     return observe(prepared.model, parts.data, parts.calibration, sites, jobs=request.jobs, progress=request.progress)

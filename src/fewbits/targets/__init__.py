@@ -5,6 +5,14 @@ from __future__ import annotations
 from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set, native_bf16
 from fewbits._base.errors import UsageError
+from fewbits.targets._dynamic import (
+    dynamic_nodes,
+    dynamic_rule,
+    dynamic_scheme,
+    may_be_dynamic,
+    place_dynamic,
+    place_forms,
+)
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
 from fewbits.targets._stored import (
     block_fault,
@@ -24,9 +32,15 @@ __all__ = [
     "Reason",
     "block_fault",
     "candidate",
+    "dynamic_nodes",
+    "dynamic_rule",
+    "dynamic_scheme",
     "integer_nodes",
+    "may_be_dynamic",
     "not_written",
     "place",
+    "place_dynamic",
+    "place_forms",
     "place_stored",
     "refuse_none_in_blocks",
     "resolve_target",

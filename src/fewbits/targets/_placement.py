@@ -54,11 +54,21 @@ _NOT_FUSED = Reason(slug="not-fused", text="no integer operator before it, or no
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedSite:
-    """A site that is quantized, how, and why."""
+    """A site that is quantized, how, and why.
+
+    Args:
+      site: The tensor.
+      scheme: How.
+      reason: Why, in words.
+      stored: Whether the codes are only how it is stored.
+      dynamic: Whether the inputs of its node are quantized as they come.
+    """
 
     site: Site
     scheme: Scheme
     reason: str
+    stored: bool = False
+    dynamic: bool = False
 
 
 @final
@@ -73,6 +83,7 @@ class Placement:
       absorbed: Clips that vanish, with the node that takes them in.
       moved: Nodes that move codes.
       kept_float: Every other node, with its reason.
+      dynamic: Names of the nodes that quantize their inputs as they come, in graph order.
     """
 
     sites: tuple[PlacedSite, ...]
@@ -81,6 +92,12 @@ class Placement:
     absorbed: Mapping[str, str]
     moved: tuple[str, ...]
     kept_float: Mapping[str, Reason]
+    dynamic: tuple[str, ...] = ()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Names of all nodes that multiply integers."""
+        return (*self.integer, *self.dynamic)
 
 
 def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:

@@ -101,7 +101,7 @@ def place_stored(graph: GraphView, target: Target, wanted: Scheme | None = None)
     if wanted is not None and not wanted.scaled:
         return _place_halves(graph, wanted)
     found = _Stored(graph, target, wanted)
-    for op in graph.ops:
+    for op in (*graph.ops, *graph.inner):
         found.see(op)
     return found.placement()
 
@@ -112,8 +112,8 @@ def _place_halves(graph: GraphView, wanted: Scheme) -> Placement:
     sites: dict[str, PlacedSite] = {}
     reasons: dict[str, Reason] = {}
     text = f"its weight is stored as {name} and cast to float32 when the file is loaded, as asked: it computes in float"
-    for op in graph.ops:
-        held = [tensor for tensor in dict.fromkeys(op.inputs) if tensor and half_storable(tensor, graph)]
+    for op in (*graph.ops, *graph.inner):
+        held = [tensor for tensor in dict.fromkeys(op.own_inputs) if tensor and half_storable(tensor, graph)]
         reasons[op.name] = Reason(slug="weights-only", text=text) if held else _NONE
         for tensor in held:
             shape = graph.tensors[tensor].shape or ()
@@ -126,7 +126,7 @@ def _place_halves(graph: GraphView, wanted: Scheme) -> Placement:
 def half_storable(name: str, graph: GraphView) -> bool:
     """Returns whether a tensor is fixed, float32, of a size that is worth a Cast, and read by operators as values."""
     tensor = graph.tensors[name]
-    readers = graph.consumers.get(name, ())
+    readers = graph.readers.get(name, ())
     return (
         tensor.constant
         and tensor.dtype == "float32"
@@ -184,6 +184,10 @@ class _Stored:
         if rule is None or not names:
             self.reasons[op.name] = _NONE
             return
+        apart = next((fault for name in names if (fault := scope_fault(name, self.graph)) is not None), None)
+        if apart is not None:
+            self.reasons[op.name] = Reason(slug="weights-only", text=apart)
+            return
         for name in names:
             self._store(name, op, rule)
         placed = next((self.sites[name] for name in names if name in self.sites), None)
@@ -195,7 +199,7 @@ class _Stored:
         self.reasons[op.name] = Reason(slug="weights-only", text=text)
 
     def _store(self, name: str, op: OpView, rule: StoredRule) -> None:
-        readers = self.graph.consumers[name]
+        readers = self.graph.readers[name]
         axis = rule.axis(op)
         if name in self.sites or not all(_agrees(reader, name, axis, self.target) for reader in readers):
             return
@@ -226,13 +230,27 @@ def block_fault(name: str, op: OpView, fmt: Int, graph: GraphView, target: Targe
         return f"{op.label} has no kernel for weights in blocks"
     if fmt.bits not in blocks.bits:
         return f"{op.label} holds codes of {', '.join(map(str, blocks.bits))} bits"
-    readers = graph.consumers.get(name, ())
+    readers = graph.readers.get(name, ())
     if len(readers) > 1 or readers[0].inputs.count(name) > 1:
         return f"{len(readers)} operators read it, and blocks are laid out for one"
     if graph.rank(name) != 2:
         return "it is no matrix"
     failed = next((c for c in blocks.conditions if not c.holds(op, graph)), None)
     return None if failed is None else f"it would need that {failed.text}"
+
+
+def scope_fault(name: str, graph: GraphView) -> str | None:
+    """Returns why a weight cannot be stored in codes for the graphs that read it, in words; None where it can.
+
+    ONNX Runtime 1.31.1 does not open a file whose DequantizeLinear stands inside a body and its codes outside
+    (TransposeDQWeightsForMatMulNBits looks for them in the body alone), so codes go where they are read; one that
+    stands outside for a reader inside runs anew in each run, and took twice as long as the float product.
+    """
+    scopes = {reader.scope for reader in graph.readers.get(name, ())}
+    if len(scopes) < 2:
+        return None
+    places = ", ".join(repr(scope) if scope else "the main graph" for scope in sorted(scopes))
+    return f"its weight {name!r} stays float: {places} read it, and codes lie in one graph"
 
 
 def stored_rule(op: OpView, target: Target) -> StoredRule | None:

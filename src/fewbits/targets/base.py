@@ -130,6 +130,28 @@ class StoredRule:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicRule:
+    """What the target does with an operator whose inputs are quantized as they come, by the range of each run.
+
+    Args:
+      weights: Indices of the inputs that are weights, all fixed.
+      axis: Output channel axis of the weights, from the node.
+      runs_as: The kernel family that runs it.
+      conditions: All must hold.
+    """
+
+    weights: tuple[int, ...]
+    axis: Callable[[OpView], int]
+    runs_as: str
+    conditions: tuple[Condition, ...] = ()
+
+    def weight_inputs(self, op: OpView) -> tuple[str, ...]:
+        """Returns the names of the weights."""
+        return tuple(op.inputs[i] for i in self.weights)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """What an instruction set changes.
 
@@ -163,6 +185,7 @@ class Target:
       scaling: Rules of operators that multiply by a number; where one's conditions fail, ``rules`` counts.
       float_reasons: Why operators without a rule stay float, where more is known than that they have none.
       stored: Operators whose weights alone may be stored in codes.
+      dynamic: Operators that may quantize their inputs as they come.
       variants: By instruction set.
       isa: The instruction set in force.
       sources: Where the rules come from.
@@ -184,6 +207,7 @@ class Target:
     isa: str
     scaling: Mapping[str, OpRule] = field(default_factory=dict)
     stored: Mapping[str, StoredRule] = field(default_factory=dict)
+    dynamic: Mapping[str, DynamicRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
     schemes: tuple[str, ...] = ("w8a8", "w8a16")
     by_scheme: bool = False
@@ -197,6 +221,11 @@ class Target:
     def full_name(self) -> str:
         """Name with the instruction set, e.g. ``ort-cpu:vnni``."""
         return f"{self.name}:{self.isa}"
+
+    @property
+    def dynamic_weight(self) -> Int:
+        """Format of weights beside inputs that are quantized as they come."""
+        return Int(bits=8, signed=True)
 
     @property
     def variant(self) -> Variant:
