@@ -1,0 +1,223 @@
+"""Transforms by evidence: factors of channels are folded in where examples come closer to float.
+
+What a plan records is the name of the transform and the layers it was done to; a replay computes the factors again from
+the same model and calibration examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+
+from fewbits.algorithms.transforms._channels import grouped
+from fewbits.algorithms.transforms.equalization import equalizing_factors
+from fewbits.algorithms.transforms.smoothing import Channels, least_error_factors, reading
+from fewbits.calibration.statistics import Statistics
+from fewbits.datasets.base import Dataset
+from fewbits.flow import observe
+from fewbits.models.onnx.equalizing import LayerLink, folded, links_of, smoothed_name
+from fewbits.models.onnx.feeding import model_batches, run_options, shard_size
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.planning.plan import Plan, TransformStep
+from fewbits.planning.site import Role
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
+from fewbits.search.building import activation_sites
+from fewbits.search.draft import draft_plan
+from fewbits.targets.base import Target
+
+SMOOTHING = "smoothing"
+EQUALIZATION = "equalization"
+# Words for the trail, by name, in the order in which they are tried.
+TRANSFORMED = {
+    SMOOTHING: "channels smoothed between layers",
+    EQUALIZATION: "channels equalized between layers",
+}
+# A division behind an input of the graph takes time at each run: by what the error must fall for it.
+_WORTH_A_NODE = 0.5
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """The examples that factors are computed from.
+
+    Args:
+      dataset: Examples.
+      indices: Those of the calibration part, ascending.
+      target: Whose formats decide how large the steps are.
+    """
+
+    dataset: Dataset
+    indices: np.ndarray
+    target: Target
+
+
+def transformed(model: OnnxModel, step: TransformStep, evidence: Evidence) -> OnnxModel | None:
+    """Returns the model with one transform, equal to it to the bit; None where it changes nothing.
+
+    Args:
+      model: The float model.
+      step: Which transform, and the layers that it is done to; all where none are named.
+      evidence: Examples of the calibration part.
+    """
+    links = tuple(link for link in links_of(model) if not step.where or link.giver in step.where)
+    if not links:
+        return None
+    factors = _smoothing(model, links, evidence) if step.name == SMOOTHING else _equalization(model, links)
+    return folded(model, factors, links, TransformStep(name=step.name))
+
+
+def replayed(model: OnnxModel, steps: Iterable[TransformStep], evidence: Evidence) -> OnnxModel:
+    """Returns the model with the transforms that a plan records."""
+    for step in steps:
+        if step.name in TRANSFORMED:
+            model = transformed(model, step, evidence) or model
+    return model
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variant:
+    """An equal model in which other numbers are rounded.
+
+    Args:
+      what: What was done to it, in words.
+      model: The model.
+      statistics: Of its activation sites.
+      plan: What is quantized, by the range rules of the plan before.
+      more_nodes: Whether it has nodes that the model before had not.
+    """
+
+    what: str
+    model: OnnxModel
+    statistics: Statistics
+    plan: Plan
+    more_nodes: bool
+
+
+def variants(
+    model: OnnxModel, plan: Plan, evidence: Evidence, *, keep_float: tuple[str, ...], jobs: int = 1
+) -> Iterator[Variant]:
+    """Yields the model with each transform that changes something, one at a time, observed and planned anew."""
+    if model.folder is not None:
+        return
+    for name, what in TRANSFORMED.items():
+        made = transformed(model, TransformStep(name=name), evidence)
+        if made is None:
+            continue
+        fresh = redrafted(plan, made, evidence.target, keep_float)
+        seen = observe(made, evidence.dataset, evidence.indices, activation_sites(fresh), jobs=jobs)
+        more = len(made.view.ops) > len(model.view.ops)
+        yield Variant(what=what, model=made, statistics=seen, plan=fresh, more_nodes=more)
+
+
+def redrafted(plan: Plan, model: OnnxModel, target: Target, keep_float: tuple[str, ...]) -> Plan:
+    """Returns the plan for an equal model, by the same range rules."""
+    rules = {decision.role: decision.range_rule for decision in plan.quantized}
+    fresh = draft_plan(model, target, keep_float=keep_float, base=plan)
+    decisions = tuple(
+        decision
+        if decision.is_float or decision.role not in (Role.ACTIVATION, Role.WEIGHT)
+        else replace(decision, range_rule=rules.get(decision.role, decision.range_rule))
+        for decision in fresh.decisions
+    )
+    return replace(fresh, decisions=decisions)
+
+
+def before_transforms(plan: Plan) -> Plan:
+    """Returns a plan as it reads for the model as it is opened: what is behind a smoothed input is the input."""
+    return _renamed(plan, {smoothed_name(name): name for name in _smoothed(plan)})
+
+
+def after_transforms(plan: Plan) -> Plan:
+    """Returns what ``before_transforms`` was given."""
+    return _renamed(plan, {name: smoothed_name(name) for name in _smoothed(plan)})
+
+
+def _smoothed(plan: Plan) -> set[str]:
+    """Returns the inputs of the graph behind which the plan has a division."""
+    places = {place for step in plan.transforms if step.name in TRANSFORMED for place in step.where}
+    sites = {decision.site for decision in plan.decisions}
+    return {name for name in places if {name, smoothed_name(name)} & sites}
+
+
+def _renamed(plan: Plan, names: dict[str, str]) -> Plan:
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    decisions = tuple(replace(decision, site=new(decision.site)) for decision in plan.decisions)
+    links = tuple(replace(link, root=new(link.root), member=new(link.member)) for link in plan.links)
+    return replace(plan, decisions=decisions, links=links)
+
+
+def _smoothing(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidence) -> dict[str, np.ndarray]:
+    """Returns the factors of each link under which rounding is expected to make the least error."""
+    variant = evidence.target.variant
+    steps = {
+        "weight_steps": (1 << (variant.weight.bits - 1)) - 1,
+        "activation_steps": (1 << variant.activation.bits) - 1,
+    }
+    seen = channels_of(model, links, evidence)
+    found = {}
+    for link in links:
+        readings = [
+            reading(grouped(model.weight(taker.weight), axis=taker.axis, groups=taker.groups), seen[taker.source])
+            for taker in link.takers
+        ]
+        factors, after, before = least_error_factors(readings, **steps)
+        if after < (_WORTH_A_NODE if link.input_axis is not None else 1.0) * before:
+            found[link.giver] = np.asarray(factors)
+    return found
+
+
+def channels_of(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidence) -> dict[str, Channels]:
+    """Returns what each channel of the links' tensors was seen to be, by tensor.
+
+    Examples come in fixed shards and in order, so that the sums of squares are the same each time.
+    """
+    axes = {taker.source: taker.source_axis for link in links for taker in link.takers}
+    low: dict[str, np.ndarray] = {}
+    high: dict[str, np.ndarray] = {}
+    total: dict[str, np.ndarray] = {}
+    count = dict.fromkeys(axes, 0)
+    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=tuple(axes)), run_options(model, Options()))
+    for feeds, _ in model_batches(model, evidence.dataset, evidence.indices, size=shard_size(model)):
+        outputs = {**feeds, **session.run(feeds)}
+        for name, axis in axes.items():
+            rows = np.moveaxis(outputs[name], axis, -1).reshape(-1, outputs[name].shape[axis])
+            low[name] = np.minimum(low.get(name, 0.0), rows.min(axis=0))
+            high[name] = np.maximum(high.get(name, 0.0), rows.max(axis=0))
+            total[name] = total.get(name, 0.0) + np.square(rows, dtype=np.float64).sum(axis=0)
+            count[name] += len(rows)
+    return {
+        name: Channels(
+            low=low[name].astype(np.float64), high=high[name].astype(np.float64), power=total[name] / count[name]
+        )
+        for name in axes
+    }
+
+
+def _equalization(model: OnnxModel, links: tuple[LayerLink, ...]) -> dict[str, np.ndarray]:
+    """Returns the factors that bring the channels of weights to one size, swept over all links."""
+    links = tuple(link for link in links if link.input_axis is None)
+    if not links:
+        return {}
+    sizes: list[np.ndarray] = []
+    places: dict[str, int] = {}
+    takes = {taker.node: taker for link in links for taker in link.takers}
+    for link in links:
+        for taker in link.takers:
+            places[taker.node] = len(sizes)
+            sizes.append(np.abs(grouped(model.weight(taker.weight), axis=taker.axis, groups=taker.groups)).max(axis=3))
+    for link in links:
+        if link.giver not in takes:
+            name, axis = link.divided[0]
+            weight = model.weight(name)
+            places[link.giver] = len(sizes)
+            sizes.append(np.abs(np.moveaxis(weight, axis, 0).reshape(1, weight.shape[axis], -1)))
+    pairs = [(places[link.giver], tuple(places[taker.node] for taker in link.takers)) for link in links]
+    return {link.giver: found for link, found in zip(links, equalizing_factors(sizes, pairs), strict=True)}

@@ -1,0 +1,159 @@
+"""Factors between layers: the folded model is the same function to the bit, and what is no link is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fewbits.models.onnx.equalizing import folded, links_of, smoothed_name
+from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.opening import open_model
+from fewbits.planning.plan import TransformStep
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
+
+STEP = TransformStep(name="smoothing")
+# Operators that let a positive factor of a channel through, as the drawn graphs have them.
+BETWEEN = {
+    "nothing": lambda n, x: x,
+    "Relu": lambda n, x: n.relu(x),
+    "LeakyRelu": lambda n, x: n.op("LeakyRelu", x, alpha=0.25),
+    "PRelu": lambda n, x: n.op("PRelu", x, n.const(n.rng.uniform(0.1, 0.5, (6, 1, 1)))),
+    "MaxPool": lambda n, x: n.op("MaxPool", x, kernel_shape=[2, 2]),
+    "AveragePool": lambda n, x: n.op("AveragePool", x, kernel_shape=[2, 2], pads=[1, 1, 0, 0], count_include_pad=1),
+}
+
+
+def outputs(model: OnnxModel, x: np.ndarray) -> list[bytes]:
+    found = RUNTIMES["ort"].open(model.serialized(), Options()).run({"x": x})
+    return [np.asarray(value).tobytes() for value in found.values()]
+
+
+def random_factors(model: OnnxModel, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {link.giver: np.exp2(rng.integers(-4, 5, link.channels)).astype(np.float32) for link in links_of(model)}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    between=st.lists(st.sampled_from(sorted(BETWEEN)), max_size=2), kind=st.sampled_from("cdgp"), seed=st.integers(0)
+)
+def test_a_folded_model_gives_the_same_bits(
+    graphs: Any, tmp_path: Path, between: list[str], kind: str, seed: int
+) -> None:
+    n = graphs.Net(seed=seed % 2**32)
+    h = n.conv(n.input(("N", 4, 8, 8)), 4, 6)
+    for name in between:
+        h = BETWEEN[name](n, h)
+    if kind == "c":
+        n.output(n.conv(h, 6, 5), n.conv(h, 6, 3, k=1))
+    elif kind == "d":
+        n.output(n.conv(n.relu(n.conv(h, 6, 6, group=6)), 6, 4))
+    elif kind == "g":
+        n.output(n.conv(h, 6, 4, group=2))
+    else:
+        pooled = n.op("Flatten", n.op("GlobalAveragePool", h))
+        n.output(n.gemm(n.relu(n.gemm(pooled, 6, 8, trans=0)), 8, 3))
+    model = open_model(str(n.save(tmp_path)))
+    links = links_of(model)
+    assert len([link for link in links if link.input_axis is None]) == {"c": 1, "d": 2, "g": 1, "p": 2}[kind]
+    made = folded(model, random_factors(model, seed % 1000), links, STEP)
+    assert made is not None
+    assert made.serialized() != model.serialized()
+    x = np.random.default_rng(seed % 1000 + 1).standard_normal((3, 4, 8, 8), np.float32)
+    assert outputs(made, x) == outputs(model, x)
+
+
+def test_a_transformers_norm_gives_to_all_that_read_it(graphs: Any, tmp_path: Path) -> None:
+    n = graphs.Net()
+    x = n.input(("N", 7, 8))
+    h = n.op("LayerNormalization", x, n.const(n.rng.uniform(0.5, 2, 8)), n.vector(8), axis=-1)
+    rows = n.op("Add", n.matmul(h, 8, 6), n.vector(6))
+    n.output(n.matmul(n.relu(rows), 6, 5), n.matmul(h, 8, 4))
+    model = open_model(str(n.save(tmp_path)))
+    links = links_of(model)
+    assert [(len(link.divided), len(link.takers)) for link in links] == [(2, 2), (2, 1)]
+    made = folded(model, random_factors(model, 0), links, STEP)
+    assert made is not None
+    x = np.random.default_rng(0).standard_normal((3, 7, 8), np.float32)
+    assert outputs(made, x) == outputs(model, x)
+    assert made.steps[-1] == TransformStep(name="smoothing", where=tuple(link.giver for link in links))
+
+
+def test_an_input_gets_a_division_by_a_row(graphs: Any, tmp_path: Path) -> None:
+    n = graphs.Net()
+    n.output(n.matmul(n.input(("N", 7, 8)), 8, 6))
+    model = open_model(str(n.save(tmp_path)))
+    (link,) = links_of(model)
+    assert link.input_axis == 2
+    factors = np.exp2(np.arange(8, dtype=np.float32))
+    made = folded(model, {"x": factors}, (link,), STEP)
+    assert made is not None
+    assert [op.op for op in made.view.ops] == ["Div", "MatMul"]
+    assert made.view.ops[0].outputs == (smoothed_name("x"),)
+    x = np.random.default_rng(0).standard_normal((3, 7, 8), np.float32)
+    seen = RUNTIMES["ort"].open(made.serialized(extra_outputs=(smoothed_name("x"),)), Options()).run({"x": x})
+    assert np.array_equal(seen[smoothed_name("x")] * factors, x)
+    assert outputs(made, x) == outputs(model, x)
+
+
+def refusing(n: Any, why: str) -> None:
+    """Writes a graph with a layer whose channels no factor may go through, beside no other link."""
+    x = n.input(("N", 6, 8, 8))
+    x = n.op("Sigmoid", x)
+    h = n.conv(x, 6, 6)
+    if why == "clip":
+        n.output(n.conv(n.clip(h), 6, 4))
+    elif why == "another reader":
+        n.output(n.op("Add", n.conv(h, 6, 6), n.op("Sigmoid", h)))
+    elif why == "graph output":
+        n.output(h, n.conv(h, 6, 4))
+    elif why == "weight of two layers":
+        weight = n.weight(6, 6, 3, 3)
+        n.output(n.op("Conv", n.op("Conv", x, weight, pads=[1] * 4), weight, pads=[1] * 4))
+    elif why == "residual":
+        n.output(n.op("Add", n.conv(h, 6, 6), h))
+    elif why == "changing weight":
+        n.output(n.op("Conv", h, n.op("Reshape", n.op("GlobalAveragePool", x), n.ints(-1, 6, 1, 1))))
+    elif why == "flattened places":
+        n.output(n.gemm(n.op("Flatten", h), 6 * 64, 4))
+    elif why == "softmax":
+        n.output(n.conv(n.op("Softmax", h, axis=1), 6, 4))
+
+
+WHYS = (
+    "clip", "another reader", "graph output", "weight of two layers", "residual", "changing weight",
+    "flattened places", "softmax",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("why", WHYS)
+def test_what_no_factor_goes_through_is_no_link(graphs: Any, tmp_path: Path, why: str) -> None:
+    n = graphs.Net()
+    refusing(n, why)
+    assert links_of(open_model(str(n.save(tmp_path)))) == ()
+
+
+def test_factors_of_one_change_nothing(graphs: Any, tmp_path: Path) -> None:
+    n = graphs.Net()
+    n.output(n.conv(n.relu(n.conv(n.input(("N", 4, 8, 8)), 4, 6)), 6, 4))
+    model = open_model(str(n.save(tmp_path)))
+    links = links_of(model)
+    ones = {link.giver: np.ones(link.channels, np.float32) for link in links}
+    assert folded(model, ones, links, STEP) is None
+    assert folded(model, {}, links, STEP) is None
+
+
+def test_a_link_whose_weights_would_lose_bits_is_left_out(graphs: Any, tmp_path: Path) -> None:
+    n = graphs.Net()
+    h = n.relu(n.op("Conv", n.input(("N", 2, 8, 8)), n.const(np.full((3, 2, 1, 1), 3e-38))))
+    n.output(n.conv(h, 3, 4))
+    model = open_model(str(n.save(tmp_path)))
+    links = links_of(model)
+    giver = next(link.giver for link in links if link.input_axis is None)
+    assert folded(model, {giver: np.full(3, 2.0**12, np.float32)}, links, STEP) is None

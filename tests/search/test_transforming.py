@@ -1,0 +1,158 @@
+"""Transforms by evidence: kept where examples come closer to float, and replayed from the plan to the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import fewbits
+from fewbits.models.onnx.opening import open_model
+from fewbits.planning.plan import TransformStep, plan_from_json
+from fewbits.search import job, transforming
+from fewbits.search.preparing import Request
+from fewbits.search.transforming import EQUALIZATION, SMOOTHING, TRANSFORMED, after_transforms, before_transforms
+
+
+def skewed(graphs: Any, folder: Path, *, spread: int = 10) -> Path:
+    """Two layers whose channels between them differ by up to 2**spread, and the weights behind make up for it."""
+    n = graphs.Net(seed=3)
+    sizes = np.exp2(np.linspace(-spread / 2, spread / 2, 16))
+    x = n.input(("N", 16))
+    first = n.const(n.rng.standard_normal((16, 16)) / 4 * sizes[:, None])
+    h = n.relu(n.op("Gemm", x, first, n.const(n.rng.standard_normal(16) * sizes), transB=1))
+    second = n.const(n.rng.standard_normal((10, 16)) / sizes)
+    n.output(n.op("Gemm", h, second, transB=1))
+    return n.save(folder)
+
+
+def loud_input(graphs: Any, folder: Path) -> Path:
+    """A layer on inputs of which one is a thousand times as large as the others."""
+    n = graphs.Net(seed=4)
+    weight = n.rng.standard_normal((16, 10)).astype(np.float32)
+    weight[0] /= 1000
+    n.output(n.op("Add", n.op("MatMul", n.input(("N", 4, 16)), n.const(weight)), n.vector(10)))
+    return n.save(folder)
+
+
+def examples(shape: tuple[int, ...], *, loud: float = 1.0) -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    values[..., 0] *= loud
+    return values
+
+
+def quantized(path: Path, data: np.ndarray, **more: Any) -> fewbits.Result:
+    return fewbits.quantize(path, data={"x": data}, allow_slower=True, **more)
+
+
+def names(result: fewbits.Result) -> list[str]:
+    return [step.name for step in result.plan.transforms if step.name in TRANSFORMED]
+
+
+def kl(result: fewbits.Result) -> float:
+    judged = result.run.judged
+    assert judged is not None and judged.quality.kl is not None
+    return judged.quality.kl
+
+
+@pytest.fixture(autouse=True)
+def hurried(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.hurry(monkeypatch)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns what quantizes with no transform at all."""
+
+    def run(path: Path, data: np.ndarray, **more: Any) -> fewbits.Result:
+        with monkeypatch.context() as patch:
+            patch.setattr(transforming, "TRANSFORMED", {})
+            return quantized(path, data, **more)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "how", [{"scheme": "w8a8"}, pytest.param({"max_drop": 0.02, "effort": "fast"}, marks=pytest.mark.slow)]
+)
+def test_channels_a_thousand_times_apart_collapse_without_and_hold_with_it(
+    graphs: Any, tmp_path: Path, without: Any, how: dict[str, Any]
+) -> None:
+    path, data = skewed(graphs, tmp_path), examples((400, 16))
+    with_it, plain = quantized(path, data, **how), without(path, data, **how)
+    assert len(names(with_it)) == 1
+    assert names(plain) == []
+    if "scheme" in how:
+        assert kl(plain) > 0.02
+        assert kl(with_it) < kl(plain) / 20
+    assert kl(with_it) < 0.002
+
+
+def test_a_loud_input_is_divided_and_the_plan_replays_to_the_byte(graphs: Any, tmp_path: Path, without: Any) -> None:
+    path, data = loud_input(graphs, tmp_path), examples((400, 4, 16), loud=1000)
+    result, plain = quantized(path, data, scheme="w8a8"), without(path, data, scheme="w8a8")
+    assert names(result) == [SMOOTHING]
+    assert onnx.load_from_string(result.model_bytes).graph.node[0].op_type == "Div"
+    assert kl(result) < kl(plain) / 20
+    plan = plan_from_json(result.plan.to_json())
+    again = quantized(path, data, plan=plan)
+    assert again.model_bytes == result.model_bytes
+    assert again.plan.transforms == plan.transforms
+    assert again.plan.decisions == plan.decisions
+
+
+@pytest.mark.parametrize("name", [SMOOTHING, EQUALIZATION])
+def test_each_replays_to_the_byte(graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path, data = skewed(graphs, tmp_path), examples((400, 16))
+    monkeypatch.setattr(transforming, "TRANSFORMED", {name: "only this"})
+    result = quantized(path, data, scheme="w8a8")
+    assert names(result) == [name]
+    again = quantized(path, data, plan=plan_from_json(result.plan.to_json()))
+    assert again.model_bytes == result.model_bytes
+    # Without the step the same plan gives another file, as good as none.
+    bare = fewbits.planning.plan.replace(
+        result.plan, transforms=tuple(step for step in result.plan.transforms if step.name != name)
+    )
+    assert quantized(path, data, plan=bare).model_bytes != result.model_bytes
+
+
+def test_what_brings_nothing_closer_is_not_kept(graphs: Any, tmp_path: Path) -> None:
+    result = quantized(skewed(graphs, tmp_path, spread=0), examples((400, 16)), scheme="w8a8")
+    assert names(result) == []
+
+
+def test_sites_behind_a_smoothed_input_are_renamed_and_back(graphs: Any, tmp_path: Path) -> None:
+    path, data = loud_input(graphs, tmp_path), examples((400, 4, 16), loud=1000)
+    plan = quantized(path, data, scheme="w8a8").plan
+    opened = before_transforms(plan)
+    sites = {decision.site for decision in opened.decisions}
+    assert "x" in sites
+    assert sites <= set(open_model(str(path)).view.tensors) | {d.site for d in plan.decisions if "x" not in d.site}
+    assert after_transforms(opened) == plan
+
+
+def test_a_step_with_places_is_done_there_alone(graphs: Any, tmp_path: Path) -> None:
+    n = graphs.Net(seed=3)
+    sizes = np.exp2(np.linspace(-5, 5, 8))
+    x = n.input(("N", 8))
+    for _ in range(3):
+        x = n.relu(n.op("Gemm", x, n.const(n.rng.standard_normal((8, 8)) * sizes[:, None] / sizes), transB=1))
+    n.output(x)
+    model = open_model(str(n.save(tmp_path)))
+    prepared = job.prepare(
+        Request(model=str(n.save(tmp_path)), data={"x": examples((100, 8))}, scheme="w8a8", max_drop=None)
+    )
+    assert prepared.parts is not None
+    evidence = transforming.Evidence(
+        dataset=prepared.parts.data, indices=prepared.parts.calibration, target=prepared.target
+    )
+    whole = transforming.transformed(model, TransformStep(name=EQUALIZATION), evidence)
+    assert whole is not None and len(whole.steps[-1].where) == 2
+    one = whole.steps[-1].where[:1]
+    part = transforming.transformed(model, TransformStep(name=EQUALIZATION, where=one), evidence)
+    assert part is not None and part.steps[-1].where == one
+    changed = [w for w in model.ir_model.graph.initializers if not np.array_equal(model.weight(w), part.weight(w))]
+    assert len(changed) == 2
