@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, load_model_from_string, numpy_helper
 
 from fewbits.measurement.simulation import KERNELS, Simulated, SimulatedGraph, Truth, by_kernel, check_kernels, simulate
 from fewbits.measurement.simulation.truth import compare
@@ -164,7 +164,15 @@ def test_convolution_of_integers_equals_the_definition() -> None:
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS))
 def test_every_simulated_kernel_is_executed_by_some_graph(kernel: str) -> None:
-    by_hand = {"DynamicQuantizeMatMul", "MatMulInteger", "DequantizeLinear", "MaxPool", "NhwcMaxPool", "QuantizeLinear"}
+    by_hand = {
+        "DynamicQuantizeMatMul",
+        "MatMulNBits",
+        "MatMulInteger",
+        "DequantizeLinear",
+        "MaxPool",
+        "NhwcMaxPool",
+        "QuantizeLinear",
+    }
     assert kernel in by_hand or any(kernel in ran for ran in EXECUTED.values())
 
 
@@ -225,3 +233,53 @@ def test_the_whole_simulation_sees_a_wrong_weight(net: Any, bench: Any, graphs: 
     weight.CopyFrom(numpy_helper.from_array(np.flip(codes, 0).copy(), weight.name))
     (output, wanted) = next(iter(SimulatedGraph(other.SerializeToString()).run(examples.arrays).items()))
     assert graphs.sqnr_db(made.outputs[output], wanted) < 20
+
+
+def in_blocks(
+    bits: int, level: int, *, zero: bool, k: int = 96, columns: int = 24, size: int = 32
+) -> tuple[bytes, Any]:
+    rng = np.random.default_rng([bits, level])
+    blocks = -(-k // size)
+    arrays = {
+        "b": rng.integers(0, 256, (columns, blocks, size * bits // 8), np.uint8),
+        "s": rng.uniform(0.001, 0.01, columns * blocks).astype(np.float32),
+        "z": rng.integers(0, 256, columns * -(-blocks * bits // 8), np.uint8),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "b", "s", *(["z"] if zero else [])], ["y"], domain="com.microsoft",
+        K=k, N=columns, bits=bits, block_size=size, accuracy_level=level,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, columns])],
+        [numpy_helper.from_array(a, name) for name, a in arrays.items() if zero or name != "z"],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    data = helper.make_model(graph, opset_imports=domains, ir_version=8).SerializeToString()
+    return data, {"x": rng.standard_normal((3, k)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["middle", "zero_points"])
+@pytest.mark.parametrize("level", [1, 4])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_in_blocks_are_foretold_within_float32_rounding(bits: int, level: int, zero: bool) -> None:
+    data, feeds = in_blocks(bits, level, zero=zero)
+    truth = check_kernels(data, [feeds])
+    assert [node.kernel for node in truth.nodes] == ["MatMulNBits"]
+    assert_true(truth)
+
+
+def test_the_bound_of_blocks_tells_rounded_activations_from_float_ones() -> None:
+    """A bound so wide that any arithmetic passed would prove nothing."""
+    data, feeds = in_blocks(4, 4, zero=False)
+    found = RUNTIMES["ort"].open(data, Options()).run(feeds)["y"]
+    model = load_model_from_string(data)
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    inputs = [feeds["x"], weights["b"], weights["s"]]
+    attributes = {"N": 24, "bits": 4, "block_size": 32}
+    rows = {level: simulate("MatMulNBits", inputs, {**attributes, "accuracy_level": level}) for level in (0, 4)}
+    within = {level: compare("m", "MatMulNBits", found, row).within for level, row in rows.items() if row is not None}
+    assert within[4] == found.size
+    assert within[0] < 0.1 * found.size

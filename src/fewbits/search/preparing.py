@@ -342,9 +342,9 @@ def _open(source: Any, request: Request, model: OnnxModel) -> tuple[OnnxModel, D
 def nothing_to_quantize(model: OnnxModel, placement: Placement, target: Target) -> str:
     """Returns why no node of a model can run in integers, the commonest reasons first."""
     by_name = model.view.by_name
-    kinds = [(by_name[name].label, reason.text) for name, reason in placement.kept_float.items()]
-    first = dict(zip(reversed(kinds), reversed(placement.kept_float), strict=True))
-    reasons = Counter(kinds)
+    kinds = {name: (by_name[name].label, reason.text) for name, reason in placement.kept_float.items()}
+    first = {kind: name for name, kind in reversed(kinds.items())}
+    reasons = Counter(kinds.values())
     shown = [
         f"{count} {op} ({first[op, text]!r}{', …' if count > 1 else ''}): {text}"
         for (op, text), count in reasons.most_common(_REASONS_SHOWN)

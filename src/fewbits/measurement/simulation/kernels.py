@@ -26,6 +26,7 @@ from fewbits.measurement.simulation.arithmetic import (
     to_codes,
     windows,
 )
+from fewbits.measurement.simulation.blocks import block_product
 
 Attributes = dict[str, Any]
 Inputs = Sequence["np.ndarray | None"]
@@ -240,6 +241,22 @@ def _max_pool(inputs: Inputs, attributes: Attributes, *, last: bool = False) -> 
     return Simulated(values=np.moveaxis(found, 1, -1) if last else found)
 
 
+def _in_blocks(inputs: Inputs, attributes: Attributes) -> Simulated:
+    """MatMulNBits: a, b, scales, zero_points, g_idx, bias."""
+    values, tolerance = block_product(
+        _given(inputs, 0),
+        _given(inputs, 1),
+        _given(inputs, 2),
+        _optional(inputs, 3),
+        _optional(inputs, 5),
+        columns=int(attributes["N"]),
+        bits=int(attributes.get("bits", 4)),
+        size=int(attributes["block_size"]),
+        level=int(attributes.get("accuracy_level", 0)),
+    )
+    return Simulated(values=values, tolerance=tolerance)
+
+
 KERNELS: Mapping[str, Kernel] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
@@ -256,6 +273,7 @@ KERNELS: Mapping[str, Kernel] = {
     "QLinearGlobalAveragePool": _global_pool,
     "QLinearConcat": _concat,
     "QLinearWhere": _where,
+    "MatMulNBits": _in_blocks,
     "MaxPool": _max_pool,
     "NhwcMaxPool": lambda inputs, attributes: _max_pool(inputs, attributes, last=True),
 }

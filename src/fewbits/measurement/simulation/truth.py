@@ -19,7 +19,7 @@ _MOVES = {
     "DepthToSpace", "SpaceToDepth", "Pad", "Resize", "ReduceMax", "ReduceMin",
 }  # fmt: skip
 # Kernels that read floats and compute on codes.
-_FROM_FLOAT = {"QuantizeLinear", "DynamicQuantizeMatMul"}
+_FROM_FLOAT = {"QuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
 _CODES = ("int8", "uint8", "int16", "uint16")
 
 
