@@ -12,6 +12,8 @@ from onnx import TensorProto, helper
 from fewbits import ModelError
 from fewbits.models.onnx.opening import open_model
 from fewbits.models.onnx.randomness import random_node, refuse_random, refuse_unsteady
+from fewbits.search import preparing
+from fewbits.search.preparing import Request, prepare
 
 
 def _noise(n: Any, x: str) -> str:
@@ -122,3 +124,21 @@ def test_a_steady_model_passes(net: Any, bench: Any, tmp_path: Path) -> None:
     model = open_model(n.save(tmp_path))
     refuse_unsteady(model, bench.examples({"x": np.ones((2, 16), np.float32)}), np.arange(2))
     refuse_unsteady(model, bench.examples({"x": np.ones((2, 16), np.float32)}), np.arange(0))
+
+
+def test_a_request_for_such_a_model_is_refused_before_any_work(net: Any, tmp_path: Path) -> None:
+    path = _small(net, _noise, tmp_path)
+    with pytest.raises(ModelError, match="RandomNormalLike 'noise'") as caught:
+        prepare(Request(model=str(path), data={"x": np.zeros((40, 16), np.float32)}, scheme="w8a8", metric="agreement"))
+    assert caught.value.exit_code == 4
+
+
+def test_a_request_is_refused_where_only_running_it_tells(net: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(preparing, "refuse_random", lambda file: None)
+    n = net()
+    x = n.gemm(n.input((None, 16)), 16, 16)
+    n.output(n.gemm(n.op("Bernoulli", n.op("Sigmoid", x), name="coin"), 16, 4), shape=[None, 4])
+    path = n.save(tmp_path, checked=False)
+    data = {"x": np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)}
+    with pytest.raises(ModelError, match="Bernoulli 'coin' gives other values"):
+        prepare(Request(model=str(path), data=data, scheme="w8a8", metric="agreement"))

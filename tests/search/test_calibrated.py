@@ -13,8 +13,11 @@ from fewbits.calibration.histogram import histogram_of
 from fewbits.flow import observe
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.site import Role
+from fewbits.search import sessions
 from fewbits.search.calibrated import only_value, unchanging_sites, untaken_branches
 from fewbits.search.draft import draft_plan
+from fewbits.search.job import run
+from fewbits.search.preparing import Request
 from fewbits.targets import resolve_target
 
 
@@ -86,3 +89,31 @@ def test_a_model_without_branches_is_not_run(net: Any, bench: Any) -> None:
     n = net()
     n.output(n.gemm(n.input((None, 16)), 16, 4))
     assert untaken_branches(bench.open(n), bench.examples({}), np.arange(5)) == ()
+
+
+def test_a_whole_run_tells_of_branches_tensors_and_sessions(
+    net: Any, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each note stands in the warnings of the result, from where the report and the summary take it."""
+    runs.hurry(monkeypatch)
+    monkeypatch.setattr(sessions, "changes_answers", lambda found: True)  # whatever the machine rounds
+    n = net()
+    x = n.input((1, 16))
+
+    def branch(kind: str) -> Any:
+        node = helper.make_node(kind, [x], [f"{kind}_out"], name=f"in_{kind}")
+        out = helper.make_tensor_value_info(f"{kind}_out", TensorProto.FLOAT, [1, 16])
+        return helper.make_graph([node], kind, [], [out])
+
+    positive = n.op("Greater", n.op("ReduceSum", x, keepdims=0), n.const(-1e6))
+    chosen = n.op("If", positive, name="choose", then_branch=branch("Relu"), else_branch=branch("Neg"))
+    dead = n.relu(n.op("Gemm", chosen, n.weight(16, 16), n.const(np.full(16, -100.0)), transB=1))
+    live = n.relu(n.gemm(chosen, 16, 16))
+    n.output(n.gemm(n.op("Concat", live, dead, axis=1), 32, 4), shape=[1, 4])
+    path = n.save(tmp_path, checked=False)
+    data = {"x": np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)}
+    done = run(Request(model=str(path), data=data, scheme="w8a8", metric="agreement", allow_slower=True, max_drop=None))
+    slugs = [warning.rpartition("[")[2] for warning in done.warnings]
+    assert "branch-untaken]" in slugs
+    assert "site-unchanging]" in slugs
+    assert "sessions-differ]" in slugs
