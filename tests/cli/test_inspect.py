@@ -189,7 +189,7 @@ def test_an_unknown_node_names_the_nearest(cli: Callable[..., Any], odd: Path) -
 def test_in_a_notebook_an_inspection_is_short(odd: Path) -> None:
     found = fewbits.inspect(odd, target="ort-cpu:vnni")
     assert repr(found) == (
-        "<Inspection of odd.onnx: 6 nodes, 4,097 parameters, 100.0% of the work in integers on ort-cpu:vnni>"
+        "<Inspection of odd.onnx: 6 nodes, 12,289 parameters, 100.0% of the work in integers on ort-cpu:vnni>"
     )
     assert len(str(found).splitlines()) == 3
     assert "16,384 of 49,156 bytes of weights in 8 bits" in str(found)

@@ -42,7 +42,6 @@ class BlockWriter:
         accuracy_level: int,
     ) -> None:
         self._name = name
-        self._graph = model.graph
         self._imports = model.opset_imports
         self._initializer = initializer
         self._accuracy_level = accuracy_level
@@ -78,7 +77,7 @@ class BlockWriter:
             return
         behind = ir.node("Add", [node.outputs[0], added], name=self._name(f"{old.name}_add"))
         node.outputs[0].name = self._name(f"{old.outputs[0].name}_product")
-        self._graph.append(node)
+        _graph_of(old).append(node)
         self._replace(old, behind)
 
     def _pick(self, old: ir.Node, name: str, value: QTensor) -> None:
@@ -105,8 +104,14 @@ class BlockWriter:
         return held
 
     def _replace(self, old: ir.Node, node: ir.Node) -> None:
-        self._graph.append(node)
+        _graph_of(old).append(node)
         take_place(old, node.outputs[0])
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    """Returns the graph that a node stands in: a body of If, Loop or Scan, where it is inside one."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
 
 
 def _size(value: QTensor) -> int:

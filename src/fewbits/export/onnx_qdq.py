@@ -79,7 +79,8 @@ class _QdqSink(Sink):
         self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
         inner = [name for body in bodies(self._graph) for _, node in body.nodes for name in _names_of(node)]
         inner += [value.name or "" for value in inner_names(self._graph)]
-        self._names = {name for node in self._graph for name in _names_of(node)} | {*inner, *self._values}
+        outer = [name for node in self._graph for name in _names_of(node)]
+        self._names = set(filter(None, self._values)) | {*outer, *inner}
         self._target = TARGETS[plan.target.partition(":")[0]]
         level = self._target.accuracy_level
         self._blocks = BlockWriter(self._ir, initializer=self._initializer, name=self._name, accuracy_level=level or 0)

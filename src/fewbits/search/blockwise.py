@@ -133,6 +133,8 @@ class Blockwise:
             rule = None if op is None else stored_rule(op, self._target)
             if op is None or rule is None or rule.blocks is None or rule.blocks.multiplies is None:
                 continue
+            if op.scope:  # what flows inside a body is not seen from outside
+                continue
             if scheme is None or not decision.stored or not isinstance(scheme.granularity, PerGroup):
                 continue
             name = op.inputs[rule.blocks.multiplies]

@@ -120,6 +120,7 @@ def _place_halves(graph: GraphView, wanted: Scheme) -> Placement:
             site = Site(name=tensor, role=Role.WEIGHT, op=op.op, node=op.name, shape=shape)
             reason = f"{name} behind a Cast to float32, which is folded when the file is loaded"
             sites.setdefault(tensor, PlacedSite(site=site, scheme=wanted, reason=reason))
+    reasons |= _around(graph, set(sites), reasons)
     return Placement(sites=tuple(sites.values()), links=(), integer=(), absorbed={}, moved=(), kept_float=reasons)
 
 
@@ -219,7 +220,28 @@ class _Stored:
 
     def placement(self) -> Placement:
         sites = tuple(self.sites.values())
-        return Placement(sites=sites, links=(), integer=(), absorbed={}, moved=(), kept_float=self.reasons)
+        reasons = {**self.reasons, **_around(self.graph, set(self.sites), self.reasons)}
+        return Placement(sites=sites, links=(), integer=(), absorbed={}, moved=(), kept_float=reasons)
+
+
+def _around(graph: GraphView, stored: set[str], reasons: dict[str, Reason]) -> dict[str, Reason]:
+    """Returns what became of the weights inside each node that holds graphs: stored in codes, or why not."""
+    found = {}
+    for op in graph.ops:
+        inner = [inside for inside in graph.inner if op.has_subgraph and inside.scope.startswith(f"{op.name}/")]
+        count = sum(name in stored for name in dict.fromkeys(name for inside in inner for name in inside.own_inputs))
+        kept = {}
+        for inside in inner:
+            left = [name for name in inside.own_inputs if name and name not in stored and storable(name, graph)]
+            if left:
+                why = reasons[inside.name]
+                text = f"{inside.label} has no form with weights in codes" if why == _NONE else why.text
+                kept[inside.name.rpartition("/")[2]] = text
+        if count or kept:
+            amount = "1 weight inside is" if count == 1 else f"{count or 'no'} weights inside are"
+            told = "".join(f"; {name}: {text}" for name, text in kept.items())
+            found[op.name] = Reason(slug="weights-only", text=f"it computes in float; {amount} stored in codes{told}")
+    return found
 
 
 def block_fault(name: str, op: OpView, fmt: Int, graph: GraphView, target: Target) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -85,12 +85,21 @@ class OnnxModel:
     @property
     def parameters(self) -> int:
         """Number of floating-point elements fixed in the file."""
-        values = self.ir_model.graph.initializers.values()
+        values = (*self.ir_model.graph.initializers.values(), *self._inner.values())
         return sum(int(v.const_value.size) for v in values if v.const_value is not None and _is_float(v))
+
+    @cached_property
+    def _inner(self) -> dict[str, ir.Value]:
+        from fewbits.models.onnx.bodies import inner_initializers
+
+        return inner_initializers(self.ir_model.graph)
+
+    def _fixed(self, name: str) -> ir.Value:
+        return self._inner[name] if name in self._inner else self.ir_model.graph.initializers[name]
 
     def weight(self, name: str) -> np.ndarray:
         """Returns a fixed tensor's values."""
-        value = self.ir_model.graph.initializers[name]
+        value = self._fixed(name)
         assert value.const_value is not None
         return value.const_value.numpy()
 
@@ -98,13 +107,13 @@ class OnnxModel:
         """Yields a fixed tensor's values in slabs along the first axis: one that lies in a file is never whole here."""
         from fewbits.models.onnx.weights import slabs
 
-        return slabs(self.ir_model.graph.initializers[name].const_value)
+        return slabs(self._fixed(name).const_value)
 
     def is_outside(self, name: str) -> bool:
         """Returns whether a fixed tensor lies in a file of its own."""
         import onnx_ir as ir
 
-        return isinstance(self.ir_model.graph.initializers[name].const_value, ir.ExternalTensor)
+        return isinstance(self._fixed(name).const_value, ir.ExternalTensor)
 
     def serialized(self, *, extra_outputs: Sequence[str] = ()) -> bytes:
         """Returns the canonical model as protobuf bytes, with inner tensors as outputs besides its own."""
@@ -129,34 +138,51 @@ def serialize(model: ir.Model, *, extra_outputs: Sequence[str] = ()) -> bytes:
 
 
 def graph_view(model: ir.Model) -> GraphView:
-    """Returns the neutral view of an onnx-ir model's main graph."""
+    """Returns the neutral view of an onnx-ir model's main graph, and of the nodes inside its nodes."""
+    from fewbits.models.onnx.bodies import bodies, inner_names
+
     graph = model.graph
     tensors: dict[str, TensorView] = {}
+    inner_name = inner_names(graph)
 
     def see(value: ir.Value | None) -> str:
         if value is None or value.name is None:
             return ""
-        if value.name not in tensors:
-            tensors[value.name] = _tensor_view(value)
-        return value.name
+        name = inner_name.get(value, value.name)
+        if name not in tensors:
+            tensors[name] = replace(_tensor_view(value), name=name)
+        return name
+
+    def plain(node: ir.Node, name: str, scope: str) -> OpView:
+        captured = _captured(node)
+        return OpView(
+            name=name,
+            op=node.op_type,
+            domain="" if node.domain == "ai.onnx" else node.domain,
+            inputs=(*(see(value) for value in node.inputs), *(see(value) for value in captured)),
+            outputs=tuple(see(value) for value in node.outputs),
+            attributes={name: _plain(attr) for name, attr in node.attributes.items()},
+            has_subgraph=any(attr.type.name in ("GRAPH", "GRAPHS") for attr in node.attributes.values()),
+            captured=len(captured),
+            scope=scope,
+        )
 
     inputs = tuple(see(value) for value in graph.inputs if not value.is_initializer())
-    ops = []
-    for node in graph:
-        ops.append(
-            OpView(
-                name=node.name or "",
-                op=node.op_type,
-                domain="" if node.domain == "ai.onnx" else node.domain,
-                inputs=(*(see(value) for value in node.inputs), *(see(value) for value in _captured(node))),
-                outputs=tuple(see(value) for value in node.outputs),
-                attributes={name: _plain(attr) for name, attr in node.attributes.items()},
-                has_subgraph=any(attr.type.name in ("GRAPH", "GRAPHS") for attr in node.attributes.values()),
-            )
-        )
+    ops = tuple(plain(node, node.name or "", "") for node in graph)
     outputs = tuple(see(value) for value in graph.outputs)
+    inner = []
+    for body in bodies(graph):
+        inner += [plain(node, name, body.scope) for name, node in body.nodes]
+        for value in body.graph.outputs:  # what a body hands out as it is stays as it is
+            if value in inner_name:
+                tensors[see(value)] = replace(tensors[see(value)], constant=False)
     return GraphView(
-        ops=tuple(ops), tensors=tensors, inputs=inputs, outputs=outputs, opset=model.opset_imports.get("", 0)
+        ops=ops,
+        tensors=tensors,
+        inputs=inputs,
+        outputs=outputs,
+        opset=model.opset_imports.get("", 0),
+        inner=tuple(inner),
     )
 
 
