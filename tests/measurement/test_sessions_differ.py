@@ -12,10 +12,11 @@ import pytest
 from fewbits.measurement.benchmark import ModelFiles
 from fewbits.measurement.quality import Quality
 from fewbits.measurement.sessions_differ import SessionDifference, compare_sessions, examples_compared
-from fewbits.runtimes._ort_variants import VARIANTS, open_variant
+from fewbits.runtimes._variants import open_variant, variants_of
 from fewbits.runtimes.base import Options
 from fewbits.search.sessions import changes_answers, told_of_sessions
 
+VARIANTS = variants_of(Options())
 CLOSE = Quality(kl=1e-6, sqnr_db=60.0, agreement=1.0)
 FOUND = SessionDifference(variant=VARIANTS[0], examples=64, equal=False, worst=0.5, reach=8.0, step=0.1, quality=CLOSE)
 
@@ -92,10 +93,23 @@ def test_the_line_names_session_answers_and_codes(net: Any, bench: Any, monkeypa
     )
 
 
-def test_other_runtimes_and_no_examples_are_not_compared(net: Any, bench: Any, graphs: Any, tmp_path: Path) -> None:
+def test_no_examples_and_unknown_runtimes_are_not_compared(net: Any, bench: Any, graphs: Any, tmp_path: Path) -> None:
     path, model, examples = made(net, bench, graphs, tmp_path)
     assert not compare_sessions(path, model, examples, np.arange(0), output="y", options=Options())
-    assert not compare_sessions(path, model, examples, np.arange(3), output="y", options=Options(runtime="openvino"))
+    assert not compare_sessions(path, model, examples, np.arange(3), output="y", options=Options(runtime="third"))
+
+
+@pytest.mark.parametrize(("ships", "other"), [("f32", "bf16"), ("bf16", "f32")])
+def test_openvino_is_also_asked_in_the_other_precision(
+    ships: str, other: str, net: Any, bench: Any, graphs: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install 'fewbits[openvino]'")
+    path, model, examples = made(net, bench, graphs, tmp_path)
+    options = Options(runtime="openvino", precision=ships)
+    (one,) = compare_sessions(path, model, examples, np.arange(12), output=model.view.outputs[0], options=options)
+    assert one.variant.precision == other
+    assert not one.refused
+    assert one.quality.sqnr_db > 20  # bfloat16 keeps 8 bits: about 50 dB a rounding
 
 
 def test_a_model_that_computes_much_is_asked_fewer_examples(net: Any, bench: Any) -> None:

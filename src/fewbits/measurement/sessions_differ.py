@@ -18,7 +18,7 @@ from fewbits.models.onnx.feeding import model_batches, real_rows
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.macs import count_macs
 from fewbits.runtimes import open_session
-from fewbits.runtimes._ort_variants import VARIANTS, Variant, open_variant
+from fewbits.runtimes._variants import Variant, open_variant, variants_of
 from fewbits.runtimes.base import Options, Session, Tensors
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def compare_sessions(
     *,
     output: str,
     options: Options,
-    variants: Iterable[Variant] = VARIANTS,
+    variants: Iterable[Variant] | None = None,
 ) -> tuple[SessionDifference, ...]:
-    """Returns how far other sessions of a file answer from the one that ships; nothing for other runtimes than ort.
+    """Returns how far other sessions of a file answer from the one that ships.
 
     Args:
       file: The quantized file.
@@ -82,9 +82,10 @@ def compare_sessions(
       indices: Which of them; the first are taken.
       output: Name of the output that holds the answer.
       options: Of the session that ships.
-      variants: The other ways.
+      variants: The other ways; those of the runtime where None.
     """
-    if options.runtime != "ort" or not len(indices):
+    others = variants_of(options) if variants is None else tuple(variants)
+    if not others or not len(indices):
         return ()
     some = indices[: examples_compared(model)]
     batches = [(feeds, len(batch.index)) for feeds, batch in model_batches(model, data, some)]
@@ -93,7 +94,7 @@ def compare_sessions(
         return ()
     step = _step(file, output)
     return tuple(
-        _difference(v, file, model, batches, shipped, output=output, options=options, step=step) for v in variants
+        _difference(v, file, model, batches, shipped, output=output, options=options, step=step) for v in others
     )
 
 
