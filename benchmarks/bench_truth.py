@@ -268,7 +268,9 @@ def _difference(name: str, shipped: Array, other: Array) -> dict[str, Any]:
 
 
 def _share(part: int, whole: int) -> str:
-    """Returns a percentage that says 100 only where it is all."""
+    """Returns a percentage that says 100 only where it is all; a dash where there are none."""
+    if not whole:
+        return "-"
     if part == whole:
         return "all"
     return f"{min(99.9999, 100 * part / whole):.4f} %"
@@ -291,13 +293,14 @@ def print_models(found: list[dict[str, Any]]) -> None:
                 _share(sum(n["equal"] for n in codes), outputs) if outputs else "-",
                 _share(sum(n["within"] for n in codes), outputs) if outputs else "-",
                 f"{max((n['worst'] for n in codes), default=0):.0f}",
+                _share(sum(n["ties"] for n in codes), outputs - sum(n["equal"] for n in codes)),
                 f"{more:,}",
                 _share(sum(n["within"] for n in floats), more) if more else "-",
                 ", ".join(one["unknown"]) or "none",
                 "yes" if one["told_as_shipped"] else "NO",
             ]
         )
-    header = ("Model", "Data", "Nodes", "Codes", "Equal", "Within 1", "Worst", "Floats", "Within bound")
+    header = ("Model", "Data", "Nodes", "Codes", "Equal", "Within 1", "Worst", "Off at a tie", "Floats", "Within bound")
     print("\n" + common.table((*header, "Not simulated", "As shipped"), rows))
 
 
@@ -314,29 +317,37 @@ def print_kernels(found: list[dict[str, Any]]) -> None:
             f"{row.outputs:,}",
             _share(row.equal, row.outputs),
             _share(row.within, row.outputs),
+            _share(row.ties, row.outputs - row.equal) if row.codes else "-",
             f"{row.worst:.0f}" if row.codes else f"{row.worst:.2f} of the bound",
         ]
         for row in by_kernel(nodes)
     ]
-    print("\n" + common.table(("Kernel", "Writes", "Nodes", "Outputs", "Equal", "Within 1, or bound", "Worst"), rows))
+    print(
+        "\n"
+        + common.table(
+            ("Kernel", "Writes", "Nodes", "Outputs", "Equal", "Within 1, or bound", "Off at a tie", "Worst"), rows
+        )
+    )
 
 
 def print_sessions(found: list[dict[str, Any]]) -> None:
     """Prints the table of whole models."""
-    rows = []
+    rows, refused = [], []
     for one in found:
         for row in one["sessions"]:
             if row["refused"]:
-                cells = ["refused", "", "", ""]
-            elif row["equal"]:
+                refused.append(f"{one['name']} ({row['session']})")
+                continue
+            if row["equal"]:
                 cells = ["equal", "0", "0", "0"]
             else:
                 kl = "none" if row["kl"] is None else f"{row['kl']:.1e}"
                 cells = [f"{row['sqnr_db']:.1f} dB", f"{row['worst']:.2f}", kl, str(row["changed"])]
-            if row["session"] in ("simulated", "unoptimized") or not row["equal"] or row["refused"]:
+            if row["session"] in ("simulated", "unoptimized") or not row["equal"]:
                 rows.append([f"`{one['name']}`", row["session"], str(row["examples"]), *cells])
     header = ("Model", "Session", "Examples", "SQNR", "Worst, 255ths of the range", "KL", "Answers changed")
     print("\n" + common.table(header, rows))
+    print(f"\nNot opened by the runtime: {', '.join(refused) or 'none'}")
 
 
 def main() -> None:

@@ -77,6 +77,15 @@ def activations(n: Any) -> None:
     n.output(n.conv(left, 8, 8), n.conv(right, 8, 8))
 
 
+def gates(n: Any) -> None:
+    """HardSwish in parts: x * clip(x + 3, 0, 6); of 255 steps from 0 to 6, 3 lies halfway between two."""
+    x = n.relu(n.conv(n.input(IMAGE), 16, 16))
+    for _ in range(2):
+        x = n.relu(n.conv(x, 16, 16))
+        x = n.conv(n.op("Mul", x, n.clip(n.op("Add", x, n.const(3.0)))), 16, 16)
+    n.output(x)
+
+
 def products(n: Any) -> None:
     """QLinearMatMul of a changing and a fixed matrix in two and three axes, MatMulIntegerToFloat, moves on codes."""
     x = n.relu(n.matmul(n.input(("N", 10, 32)), 32, 48))
@@ -104,5 +113,5 @@ def moves(n: Any) -> None:
 
 GRAPHS: dict[str, Build] = {
     build.__name__: build
-    for build in (convolutions, grouped, sequences, volumes, upsampled, residual, activations, products, moves)
+    for build in (convolutions, grouped, sequences, volumes, upsampled, residual, activations, gates, products, moves)
 }

@@ -39,11 +39,13 @@ class Simulated:
 
     Args:
       values: int64 codes, or float64 values.
+      steps: Of codes that were rounded, the values in steps before; None for others.
       tolerance: How far float32 arithmetic may lie from the values, by element or for all; None for codes.
     """
 
     values: np.ndarray
     tolerance: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
 
 Kernel = Callable[[Inputs, Attributes], Simulated]
@@ -64,12 +66,16 @@ def _zero(inputs: Inputs, index: int, dtype: Any = np.uint8) -> np.ndarray:
     return np.zeros((), dtype) if value is None else value
 
 
+def _coded(steps: np.ndarray, zero: np.ndarray, dtype: np.dtype) -> Simulated:
+    return Simulated(values=to_codes(steps, zero, dtype), steps=steps)
+
+
 def _quantize(inputs: Inputs, attributes: Attributes) -> Simulated:
     x, scale, zero = _given(inputs, 0), _given(inputs, 1), _zero(inputs, 2)
     axis = int(attributes.get("axis", 1))
     # The quotient is that of the specification, in the numbers of the input: a quotient of float32 is a float32.
     steps = x / along(scale.astype(x.dtype), axis, x.ndim)
-    return Simulated(values=to_codes(steps.astype(np.float64), along(zero, axis, x.ndim), zero.dtype))
+    return _coded(steps.astype(np.float64), along(zero, axis, x.ndim), zero.dtype)
 
 
 def _dequantize(inputs: Inputs, attributes: Attributes) -> Simulated:
@@ -97,8 +103,7 @@ def _convolution(inputs: Inputs, attributes: Attributes) -> Simulated:
         sums += along(bias.astype(np.float64), 1, sums.ndim)
     weight_scale = along(_given(inputs, 4).astype(np.float64), 1, sums.ndim)
     steps = sums * (scalar(_given(inputs, 1)) * weight_scale / scalar(_given(inputs, 6)))
-    codes = to_codes(steps, y_zero.reshape(-1)[0], y_zero.dtype)
-    return Simulated(values=np.moveaxis(codes, 1, -1) if last else codes)
+    return _coded(np.moveaxis(steps, 1, -1) if last else steps, y_zero.reshape(-1)[0], y_zero.dtype)
 
 
 def _product(a: np.ndarray, a_zero: np.ndarray, b: np.ndarray, b_zero: np.ndarray) -> np.ndarray:
@@ -111,7 +116,7 @@ def _linear_matmul(inputs: Inputs, attributes: Attributes) -> Simulated:
     sums = _product(a, _given(inputs, 2), b, _given(inputs, 5))
     scale = scalar(_given(inputs, 1)) * along(_given(inputs, 4).astype(np.float64), sums.ndim - 1, sums.ndim)
     steps = sums * (scale / scalar(_given(inputs, 6)))
-    return Simulated(values=to_codes(steps, y_zero.reshape(-1)[0], y_zero.dtype))
+    return _coded(steps, y_zero.reshape(-1)[0], y_zero.dtype)
 
 
 def _gemm(inputs: Inputs, attributes: Attributes) -> Simulated:
@@ -128,7 +133,7 @@ def _gemm(inputs: Inputs, attributes: Attributes) -> Simulated:
     if y_scale is None:
         return _restored(sums, scale, None)
     y_zero = _given(inputs, 8)
-    return Simulated(values=to_codes(sums * (scale / scalar(y_scale)), y_zero.reshape(-1)[0], y_zero.dtype))
+    return _coded(sums * (scale / scalar(y_scale)), y_zero.reshape(-1)[0], y_zero.dtype)
 
 
 def _restored(sums: np.ndarray, scale: np.ndarray, bias: np.ndarray | None) -> Simulated:
@@ -177,14 +182,14 @@ def _pair(inputs: Inputs, join: Callable[[np.ndarray, np.ndarray], np.ndarray]) 
     """Operators of two quantized operands: a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero."""
     left, right = (offsets(_given(inputs, i), _zero(inputs, i + 2)) * scalar(_given(inputs, i + 1)) for i in (0, 3))
     zero = _zero(inputs, 7, _given(inputs, 0).dtype)
-    return Simulated(values=to_codes(join(left, right) / scalar(_given(inputs, 6)), zero.reshape(-1)[0], zero.dtype))
+    return _coded(join(left, right) / scalar(_given(inputs, 6)), zero.reshape(-1)[0], zero.dtype)
 
 
 def _one(inputs: Inputs, function: Callable[[np.ndarray], np.ndarray]) -> Simulated:
     """Operators of one quantized operand: x, x_scale, x_zero, y_scale, y_zero."""
     values = offsets(_given(inputs, 0), _zero(inputs, 2)) * scalar(_given(inputs, 1))
     zero = _zero(inputs, 4, _given(inputs, 0).dtype)
-    return Simulated(values=to_codes(function(values) / scalar(_given(inputs, 3)), zero.reshape(-1)[0], zero.dtype))
+    return _coded(function(values) / scalar(_given(inputs, 3)), zero.reshape(-1)[0], zero.dtype)
 
 
 def _leaky(inputs: Inputs, attributes: Attributes) -> Simulated:
@@ -211,7 +216,7 @@ def _concat(inputs: Inputs, attributes: Attributes) -> Simulated:
         for i in range(2, len(inputs), 3)
     ]
     steps = np.concatenate(parts, axis=int(attributes["axis"])) / scalar(_given(inputs, 0))
-    return Simulated(values=to_codes(steps, zero.reshape(-1)[0], zero.dtype))
+    return _coded(steps, zero.reshape(-1)[0], zero.dtype)
 
 
 def _where(inputs: Inputs, attributes: Attributes) -> Simulated:
@@ -219,7 +224,7 @@ def _where(inputs: Inputs, attributes: Attributes) -> Simulated:
     left, right = (offsets(_given(inputs, i), _given(inputs, i + 2)) * scalar(_given(inputs, i + 1)) for i in (1, 4))
     zero = _given(inputs, 8)
     steps = np.where(_given(inputs, 0), left, right) / scalar(_given(inputs, 7))
-    return Simulated(values=to_codes(steps, zero.reshape(-1)[0], zero.dtype))
+    return _coded(steps, zero.reshape(-1)[0], zero.dtype)
 
 
 def _max_pool(inputs: Inputs, attributes: Attributes, *, last: bool = False) -> Simulated:

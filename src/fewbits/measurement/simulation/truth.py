@@ -20,6 +20,11 @@ _MOVES = {
 }  # fmt: skip
 # Kernels that read floats and compute on codes.
 _FROM_FLOAT = {"QuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
+# Kernels that read codes and look at no element.
+_OF_SHAPE = {"Shape", "Size"}
+# Of a code. Kernels add and scale terms of up to 2**13 codes (8 bits, scaled by up to 32) with up to 8 roundings of
+# float32, each 2**-24 of them.
+_NEAR_TIE = 8 * 2.0**-24 * 2**13
 _CODES = ("int8", "uint8", "int16", "uint16")
 
 
@@ -36,6 +41,8 @@ class NodeTruth:
       within: Elements at most one code off; of floats, those inside the bound of float32 rounding.
       worst: Largest difference in codes; of floats, in multiples of the bound.
       codes: Whether the output holds codes.
+      ties: Elements one code off whose exact value lies halfway between the two, but for rounding of float32: either
+        code is as near.
     """
 
     node: str
@@ -45,6 +52,7 @@ class NodeTruth:
     within: int
     worst: float
     codes: bool
+    ties: int = 0
 
 
 @final
@@ -59,6 +67,7 @@ class KernelTruth:
     equal: int
     within: int
     worst: float
+    ties: int
 
 
 @final
@@ -91,6 +100,7 @@ def by_kernel(nodes: Iterable[NodeTruth]) -> tuple[KernelTruth, ...]:
             equal=sum(n.equal for n in group),
             within=sum(n.within for n in group),
             worst=max(n.worst for n in group),
+            ties=sum(n.ties for n in group),
         )
         for (kernel, codes), group in groups.items()
     ]
@@ -149,7 +159,16 @@ def compare(name: str, kernel: str, found: np.ndarray, simulated: Simulated) -> 
         within=int(within.sum()),
         worst=worst,
         codes=simulated.tolerance is None,
+        ties=_ties(off == 1, simulated.steps),
     )
+
+
+def _ties(off: np.ndarray, steps: np.ndarray | None) -> int:
+    """Returns how many outputs that are one code off lie halfway between two codes, but for rounding of float32."""
+    if steps is None:
+        return 0
+    near = np.abs(steps - np.floor(steps) - 0.5) <= _NEAR_TIE
+    return int((off & near).sum())
 
 
 def _added(a: NodeTruth, b: NodeTruth) -> NodeTruth:
@@ -161,6 +180,7 @@ def _added(a: NodeTruth, b: NodeTruth) -> NodeTruth:
         within=a.within + b.within,
         worst=max(a.worst, b.worst),
         codes=a.codes,
+        ties=a.ties + b.ties,
     )
 
 
@@ -235,7 +255,7 @@ class _Executed:
                     yield node.name or node.output[0], (node.op_type, tensors[output], one)
 
     def _without_simulation(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        known, found = {*KERNELS, *_MOVES}, dict[str, int]()
+        known, found = {*KERNELS, *_MOVES, *_OF_SHAPE}, dict[str, int]()
         for node in self._proto.graph.node:
             codes = any(tensors[n].dtype.name in _CODES for n in (*node.input, *node.output) if n in tensors)
             if node.op_type not in known and codes:
