@@ -71,6 +71,32 @@ def test_every_weight_is_held_in_codes_and_computes_as_its_dequantized_values(pa
         np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_products_before_a_relu_or_a_clip_multiply_codes_too(net: Any, tmp_path: Path) -> None:
+    n = net()
+    h = n.relu(n.matmul(n.input(("N", 48)), 48, 64))
+    h = n.op("Clip", n.gemm(h, 64, 64), n.const(np.float32(0)), n.const(np.float32(6)))
+    h = n.relu(n.op("Add", n.matmul(h, 64, 64), n.vector(64)))
+    n.output(n.gemm(h, 64, 32))
+    path, out = n.save(tmp_path), tmp_path / "out.onnx"
+    result = quantized(path)
+    out.write_bytes(result.model_bytes)
+    feeds = {n.model().graph.input[0].name: np.random.default_rng(0).standard_normal((5, 48)).astype(np.float32)}
+    ran = [node.op for node in RUNTIME.executed(out, Options(), feeds)]
+    assert ran.count("MatMulNBits") == 4 and "DequantizeLinear" not in ran
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        if tensor.name in result.plan.by_site():
+            axis = result.plan.by_site()[tensor.name].scheme.granularity.axis  # type: ignore[union-attr]
+            values = onnx.numpy_helper.to_array(tensor)
+            scale = (np.abs(values).max(axis=1 - axis, keepdims=True) / np.float32(127)).astype(np.float32)
+            back = (np.clip(np.rint(values / scale), -128, 127) * scale).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(back, tensor.name))
+    expected = RUNTIME.open(proto.SerializeToString(), Options(optimize=False)).run(feeds)
+    got = RUNTIME.open(result.model_bytes, Options(optimize=False)).run(feeds)
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_codes_do_not_depend_on_where_the_weights_lie(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from fewbits.export._blocks import BlockWriter
+from fewbits.export._clips import clips_behind, hide_clip
 from fewbits.export._data_file import LEAST_OUTSIDE_BYTES, DataFile
 from fewbits.export._dynamic import DynamicWriter
 from fewbits.export._halves import half_array
@@ -47,6 +48,8 @@ _SEEN_THROUGH = {
 }  # fmt: skip
 # An identity that no optimizer removes: a Sum of one.
 _BARRIER = "Sum"
+# Operators that multiply by codes themselves where these are stored a scale a channel.
+_PRODUCTS = {"MatMul", "Gemm"}
 # Operators that read the form of a tensor, never its values: codes do as well, and need no DequantizeLinear.
 _READ_FORM = {"Shape", "Size"}
 
@@ -199,6 +202,8 @@ class _QdqSink(Sink):
             home.append(node)
             for user, index in others:
                 user.replace_input_with(index, node.outputs[0])
+            for clip in [clip for user, _ in others if user.op_type in _PRODUCTS for clip in clips_behind(user)]:
+                hide_clip(clip, self._initializer, self._name)
         if rows:
             scales = self._initializer(f"{site.name}_rows", scale, home)
             for user, _ in rows:
