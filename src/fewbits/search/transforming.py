@@ -118,7 +118,8 @@ def variants(
 def redrafted(plan: Plan, model: OnnxModel, target: Target, keep_float: tuple[str, ...]) -> Plan:
     """Returns the plan for an equal model, by the same range rules."""
     rules = {decision.role: decision.range_rule for decision in plan.quantized}
-    fresh = draft_plan(model, target, keep_float=keep_float, base=plan)
+    dynamic = tuple(dict.fromkeys(decision.node for decision in plan.quantized if decision.dynamic))
+    fresh = draft_plan(model, target, keep_float=keep_float, dynamic=dynamic, base=plan)
     decisions = tuple(
         decision
         if decision.is_float or decision.role not in (Role.ACTIVATION, Role.WEIGHT)
