@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train_text_classifier import SEED, UNKNOWN, Document, Ids, deal, number_words, read_documents, write
+from train_text_classifier import SEED, UNKNOWN, Document, Ids, deal, number_words, passages, read_documents, write
 
 # Words on each side of the gap.
 SIDE = 4
@@ -50,7 +50,7 @@ class Sizes:
 
 
 def gaps(documents: Sequence[Document], chosen: Sequence[int], known: dict[str, int]) -> dict[str, Ids]:
-    """Returns what stands around each known word, [n, 8], that word, and its document."""
+    """Returns what stands around each known word, [n, 8], that word, and its passage."""
     around: list[Ids] = []
     words: list[Ids] = []
     groups: list[Ids] = []
@@ -59,10 +59,11 @@ def gaps(documents: Sequence[Document], chosen: Sequence[int], known: dict[str, 
         if len(ids) <= 2 * SIDE:
             continue
         windows = np.lib.stride_tricks.sliding_window_view(ids, 2 * SIDE + 1)
-        windows = windows[windows[:, SIDE] != UNKNOWN]
+        places = np.flatnonzero(windows[:, SIDE] != UNKNOWN)
+        windows = windows[places]
         around.append(np.delete(windows, SIDE, axis=1))
         words.append(windows[:, SIDE])
-        groups.append(np.full(len(windows), number, np.int64))
+        groups.append(passages(number, places))
     return {"chosen": np.concatenate(around), "word": np.concatenate(words), "groups": np.concatenate(groups)}
 
 

@@ -7,8 +7,9 @@
 
 FOLDER has tinyshakespeare.txt, wikitext2_valid.txt and, there or in ../stories260k, tinystories_dev.json. Documents
 (articles, stories, runs of speeches) are dealt to training, calibration and evaluation as a whole, so that no part
-knows another's names; the words are those of the training part. NPZ files hold ``ids``, ``labels`` and the document of
-each example as ``groups``. One core, about a minute; the same seed gives the same model on the same machine.
+knows another's names; the words are those of the training part. NPZ files hold ``ids``, ``labels`` and, as ``groups``,
+the passage that each example is from: what stands together is not independent, and the verdict must know. One core,
+about a minute; the same seed gives the same model on the same machine.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PARTS = {"training": 0.7, "calibration": 0.1, "eval": 0.2}
 SEED = 0
 # Lines of the plays that make a document: they have no marks between scenes.
 LINES = 400
+# Words of a passage.
+PASSAGE = 100
 LENGTH = 16
 SHORTEST = 6
 UNKNOWN, PADDING = 1, 0
@@ -109,6 +112,11 @@ def deal(documents: Sequence[Document], seed: int) -> dict[str, list[int]]:
     return parts
 
 
+def passages(number: int, places: Ids | int) -> Ids:
+    """Returns numbers of the passages of a document in which words stand."""
+    return np.asarray(number * 10_000 + np.asarray(places) // PASSAGE, np.int64)
+
+
 def number_words(documents: Sequence[Document], size: int) -> dict[str, int]:
     """Returns the numbers of the commonest words: 0 is padding, 1 any other word."""
     counts = Counter(word for document in documents for word in document.words)
@@ -125,7 +133,8 @@ def examples(documents: Sequence[Document], chosen: Sequence[int], known: dict[s
         while start + SHORTEST <= len(words):
             count = int(rng.integers(SHORTEST, LENGTH + 1))
             ids = [known.get(word, UNKNOWN) for word in words[start : start + count]]
-            rows[documents[number].source].append((ids + [PADDING] * (LENGTH - len(ids)), number))
+            passage = int(passages(number, start))
+            rows[documents[number].source].append((ids + [PADDING] * (LENGTH - len(ids)), passage))
             start += count
     least = min(len(several) for several in rows)
     kept = [(ids, group, source) for source, several in enumerate(rows)
