@@ -325,3 +325,13 @@ def test_names_of_inner_weights_are_one_a_weight(case: tuple[str, Path, set[str]
     assert len(set(seen.values())) == len(sites)
     assert all(np.concatenate(list(model.slabs(name))).tobytes() == seen[name] for name in sites)
     assert model.parameters >= sum(model.view.tensors[name].elements for name in sites)
+
+
+def test_an_inspection_lists_what_stays_float_inside_and_the_report_counts_what_is_stored(tmp_path: Path) -> None:
+    path = loop_model(tmp_path / "net.onnx")
+    assert [w.tensor for w in fewbits.inspect(path).inner_weights] == ["table", "w", "deep"]
+    assert not fewbits.inspect(path, scheme="w8a16").inner_weights
+    shared = fewbits.inspect(shared_model(tmp_path / "shared.onnx"), scheme="w8a16")
+    assert any("'shared' stays float" in part.why for part in shared.kept_float)
+    memory = quantized(path, "fp16").report.memory
+    assert memory.weights_bytes == memory.float_weights_bytes // 2 == 2 * (16 + 2 * WIDTH) * WIDTH

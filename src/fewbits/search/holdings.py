@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InnerWeight:
-    """A floating-point tensor that is fixed inside a node's own graph, or in a function; it stays as it is.
+    """A floating-point tensor that is fixed inside a node's own graph, or in a function.
 
     Args:
       node: The node of the main graph that holds it, or the function.
@@ -28,6 +28,7 @@ class InnerWeight:
       body: The attribute whose graph it stands in, e.g. ``then_branch``; empty for a function.
       tensor: Its name there.
       bytes: Its size.
+      site: Its name in plans, with its place; empty where nothing can be stored in codes.
     """
 
     node: str
@@ -35,6 +36,7 @@ class InnerWeight:
     body: str
     tensor: str
     bytes: int
+    site: str = ""
 
 
 @final
@@ -55,35 +57,45 @@ class SharedWeight:
 
 def inner_weights(model: OnnxModel) -> tuple[InnerWeight, ...]:
     """Returns the weights inside If, Loop, Scan and other nodes with graphs, and those of functions left in place."""
+    from fewbits.models.onnx.bodies import inner_names
+
     found = []
+    names = inner_names(model.ir_model.graph)
     for node in model.ir_model.graph:
         for attribute in node.attributes.values():
             kind = attribute.type.name
             bodies = (attribute.value,) if kind == "GRAPH" else attribute.value if kind == "GRAPHS" else ()
             for body in bodies:
                 found += [
-                    InnerWeight(node=node.name or "", op=node.op_type, body=attribute.name, tensor=name, bytes=size)
-                    for name, size in _weights_in(body)
+                    InnerWeight(
+                        node=node.name or "",
+                        op=node.op_type,
+                        body=attribute.name,
+                        tensor=value.name or "",
+                        bytes=size,
+                        site=names.get(value, ""),
+                    )
+                    for value, size in _weights_in(body)
                 ]
     for function in model.ir_model.functions.values():
         name = f"{function.domain}::{function.name}" if function.domain else function.name
         found += [
-            InnerWeight(node=name, op="function", body="", tensor=tensor, bytes=size)
-            for tensor, size in _weights_in(function.graph)
+            InnerWeight(node=name, op="function", body="", tensor=value.name or "", bytes=size)
+            for value, size in _weights_in(function.graph)
         ]
     return tuple(found)
 
 
-def _weights_in(top: ir.Graph) -> Iterator[tuple[str, int]]:
-    """Yields name and bytes of each floating-point tensor that is fixed in a graph or in the graphs inside it."""
+def _weights_in(top: ir.Graph) -> Iterator[tuple[ir.Value, int]]:
+    """Yields tensor and bytes of each floating-point tensor that is fixed in a graph or in the graphs inside it."""
     for graph in (top, *top.subgraphs()):
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype.is_floating_point():
-                yield value.name or "", int(value.const_value.nbytes)
+                yield value, int(value.const_value.nbytes)
         for node in graph:
             held = node.attributes.get("value") if node.op_type == "Constant" else None
             if held is not None and held.value.dtype.is_floating_point():
-                yield node.outputs[0].name or "", int(held.value.nbytes)
+                yield node.outputs[0], int(held.value.nbytes)
 
 
 def shared_weights(model: OnnxModel) -> tuple[SharedWeight, ...]:

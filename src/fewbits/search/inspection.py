@@ -107,7 +107,7 @@ class Inspection:
       sites: Number of quantizable sites by role.
       weight_bytes: Bytes of all floating-point tensors that are fixed in the file, inner graphs included.
       kept_float: What stays float, by reason, the largest weights and most work first.
-      inner_weights: Weights inside the graphs of nodes, and in functions.
+      inner_weights: Weights inside the graphs of nodes, and in functions, that stay as they are.
       shared_weights: Weights that several nodes read.
       custom_operators: Operators of other domains than ONNX's own: domain -> operator -> how many.
       axes: By input, which of its axes may change, in words.
@@ -177,7 +177,8 @@ def inspect_model(path: str, *, target: str, scheme: str | None = None, max_memo
     macs = count_macs(model.view)
     running = set(placement.running)
     weights = [p.site for p in placement.sites if p.site.role in (Role.WEIGHT, Role.CONSTANT)]
-    inner = inner_weights(model)
+    inner, stored = inner_weights(model), {placed.site.name for placed in placement.sites}
+    left = tuple(weight for weight in inner if weight.site not in stored)
     return Inspection(
         name=model.name,
         sha256=model.sha256,
@@ -196,8 +197,8 @@ def inspect_model(path: str, *, target: str, scheme: str | None = None, max_memo
         nodes=_nodes(model, placement, chosen, macs),
         sites=dict(Counter(p.site.role.value for p in placement.sites)),
         weight_bytes=sum(_weight_bytes(model).values()) + sum(weight.bytes for weight in inner),
-        kept_float=_kept_float(model, placement, macs, inner),
-        inner_weights=inner,
+        kept_float=_kept_float(model, placement, macs, left),
+        inner_weights=left,
         shared_weights=shared_weights(model),
         custom_operators=custom_operators(model),
         axes={spec.name: axes_in_words(spec) for spec in model.inputs},
