@@ -90,7 +90,7 @@ def test_an_input_gets_a_division_by_a_row(graphs: Any, tmp_path: Path) -> None:
     n.output(n.matmul(n.input(("N", 7, 8)), 8, 6))
     model = open_model(str(n.save(tmp_path)))
     (link,) = links_of(model)
-    assert link.input_axis == 2
+    assert (link.input_axis, link.free) == (2, ((0, 8),))
     factors = np.exp2(np.arange(8, dtype=np.float32))
     made = folded(model, {"x": factors}, (link,), STEP)
     assert made is not None
@@ -157,3 +157,49 @@ def test_a_link_whose_weights_would_lose_bits_is_left_out(graphs: Any, tmp_path:
     links = links_of(model)
     giver = next(link.giver for link in links if link.input_axis is None)
     assert folded(model, {giver: np.full(3, 2.0**12, np.float32)}, links, STEP) is None
+
+
+def two_branches(n: Any, kind: str) -> str:
+    """Writes a Concat of two layers' channels, and a layer behind it; returns that layer's output."""
+    x = n.input(("N", 4, 8, 8))
+    left, right = n.relu(n.conv(x, 4, 3)), n.op("MaxPool", n.conv(x, 4, 5), kernel_shape=[3, 3], pads=[1] * 4)
+    if kind == "branch with two readers":
+        n.output(n.op("Sigmoid", right))
+    elif kind == "branch of no layer":
+        right = n.op("Sigmoid", right)
+    elif kind == "one branch twice":
+        left = right
+    width = {"one branch twice": 10}.get(kind, 8)
+    joined = n.op("Concat", left, right, axis=1)
+    if kind == "concat is read":
+        n.output(n.op("Sigmoid", joined))
+    return n.conv(n.relu(joined), width, 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "free"),
+    [
+        ("plain", ((0, 3), (3, 8))),
+        ("branch with two readers", ((0, 3),)),
+        ("branch of no layer", ((0, 3),)),
+        ("one branch twice", None),
+        ("concat is read", None),
+    ],
+)
+def test_branches_of_a_concat_take_factors_where_a_layer_gives_them_alone(
+    graphs: Any, tmp_path: Path, kind: str, free: tuple[tuple[int, int], ...] | None
+) -> None:
+    n = graphs.Net()
+    n.output(two_branches(n, kind))
+    model = open_model(str(n.save(tmp_path)))
+    links = [link for link in links_of(model) if link.input_axis is None]
+    assert [link.free for link in links] == ([] if free is None else [free])
+    if free is None:
+        return
+    factors = np.ones(8, np.float32)
+    for start, stop in free:
+        factors[start:stop] = np.exp2(np.arange(start, stop) - 3)
+    made = folded(model, {links[0].giver: factors}, tuple(links), STEP)
+    assert made is not None
+    x = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
+    assert outputs(made, x) == outputs(model, x)

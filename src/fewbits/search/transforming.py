@@ -169,7 +169,10 @@ def _smoothing(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidenc
             reading(grouped(model.weight(taker.weight), axis=taker.axis, groups=taker.groups), seen[taker.source])
             for taker in link.takers
         ]
-        factors, after, before = least_error_factors(readings, **steps)
+        free = np.zeros(link.channels, dtype=bool)
+        for start, stop in link.free:
+            free[start:stop] = True
+        factors, after, before = least_error_factors(readings, free=free, **steps)
         if after < (_WORTH_A_NODE if link.input_axis is not None else 1.0) * before:
             found[link.giver] = np.asarray(factors)
     return found
@@ -204,7 +207,7 @@ def channels_of(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Eviden
 
 def _equalization(model: OnnxModel, links: tuple[LayerLink, ...]) -> dict[str, np.ndarray]:
     """Returns the factors that bring the channels of weights to one size, swept over all links."""
-    links = tuple(link for link in links if link.input_axis is None)
+    links = tuple(link for link in links if link.is_whole)
     if not links:
         return {}
     sizes: list[np.ndarray] = []
@@ -216,9 +219,9 @@ def _equalization(model: OnnxModel, links: tuple[LayerLink, ...]) -> dict[str, n
             sizes.append(np.abs(grouped(model.weight(taker.weight), axis=taker.axis, groups=taker.groups)).max(axis=3))
     for link in links:
         if link.giver not in takes:
-            name, axis = link.divided[0]
-            weight = model.weight(name)
+            first = link.divided[0]
+            weight = model.weight(first.name)
             places[link.giver] = len(sizes)
-            sizes.append(np.abs(np.moveaxis(weight, axis, 0).reshape(1, weight.shape[axis], -1)))
+            sizes.append(np.abs(np.moveaxis(weight, first.axis, 0).reshape(1, weight.shape[first.axis], -1)))
     pairs = [(places[link.giver], tuple(places[taker.node] for taker in link.takers)) for link in links]
     return {link.giver: found for link, found in zip(links, equalizing_factors(sizes, pairs), strict=True)}

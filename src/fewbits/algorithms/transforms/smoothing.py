@@ -122,14 +122,16 @@ def predicted_error(readings: Sequence[Reading], factors: Array, *, weight_steps
 
 
 def least_error_factors(
-    readings: Sequence[Reading], *, weight_steps: int, activation_steps: int
+    readings: Sequence[Reading], *, weight_steps: int, activation_steps: int, free: Array | None = None
 ) -> tuple[Array, float, float]:
     """Returns factors under which little error is expected, that error, and the one without.
 
     The exponent under which it is least comes first; then one channel after the other is doubled or halved where that
     makes it less, until none is or the sweeps are used up.
 
-    Args: those of ``predicted_error``.
+    Args: those of ``predicted_error``, and
+      free: Channels that may have a factor, [channels] bool; the others keep 1, as a branch of a Concat does that
+        nothing can be folded into. All where None.
     Returns: [channels] float32, powers of two; the two errors.
     """
     xp = namespace(readings[0].carried)
@@ -144,6 +146,7 @@ def least_error_factors(
     before = least = error(best)
     for quarters in QUARTERS:
         factors = smoothing_factors(amax, largest, quarters=quarters)
+        factors = factors if free is None else xp.where(free, factors, xp.ones_like(factors))
         found = error(factors)
         if found < least:
             best, least = factors, found
@@ -151,6 +154,8 @@ def least_error_factors(
     for _ in range(_SWEEPS):
         start = least
         for channel in range(best.shape[0]):
+            if free is not None and not bool(free[channel]):
+                continue
             for times in (2.0, 0.5):
                 factors = xp.where(places == channel, best * times, best)
                 found = error(factors)

@@ -14,7 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from fewbits.algorithms.transforms._channels import ChannelScale
-from fewbits.models.onnx.editing import add_initializer, constant_of, fresh_name, int_attribute, is_standard
+from fewbits.models.onnx.editing import (
+    add_initializer,
+    constant_of,
+    fresh_name,
+    int_attribute,
+    is_standard,
+    only_reader,
+)
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import TransformStep
 
@@ -48,22 +55,46 @@ class Taker:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Divided:
+    """A fixed tensor that is divided by the factors of a link.
+
+    Args:
+      name: The tensor.
+      axis: Its channel axis.
+      start: The link's channel that is its first; 0 but for the branches of a Concat.
+    """
+
+    name: str
+    axis: int
+    start: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLink:
     """A layer, and all layers that read its output, with nothing between but what a factor passes through.
 
     Args:
-      giver: Name of the node whose output channels are divided; of the graph's input where that is smoothed.
-      divided: Fixed tensors that are divided, with the channel axis; none for an input of the graph.
+      giver: Name of the node whose output channels are divided; of the graph's input where that is smoothed, of the
+        Concat where several layers give their channels side by side.
+      divided: Fixed tensors that are divided; none for an input of the graph.
       takers: The layers that read it.
       channels: How many.
       input_axis: Channel axis of an input of the graph, behind which a division is put; None for a layer.
+      free: Spans of channels that may have a factor; the others keep 1.
     """
 
     giver: str
-    divided: tuple[tuple[str, int], ...]
+    divided: tuple[Divided, ...]
     takers: tuple[Taker, ...]
     channels: int
     input_axis: int | None = None
+    free: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one layer gives all channels."""
+        return self.input_axis is None and self.free == ((0, self.channels),)
 
 
 def smoothed_name(name: str) -> str:
@@ -99,27 +130,100 @@ def _input_link(graph: ir.Graph, value: ir.Value) -> LayerLink | None:
         width = _one_width(graph, takers) if takers else None
         if takers and width is not None and width > 1 and value.shape[-1 if last else 1] == width:
             axis = len(value.shape) - 1 if last else 1
-            return LayerLink(giver=value.name or "", divided=(), takers=tuple(takers), channels=width, input_axis=axis)
+            return LayerLink(
+                giver=value.name or "",
+                divided=(),
+                takers=tuple(takers),
+                channels=width,
+                input_axis=axis,
+                free=((0, width),),
+            )
     return None
 
 
 def _link(graph: ir.Graph, node: ir.Node) -> LayerLink | None:
+    if node.op_type == "Concat" and is_standard(node):
+        return _concat_link(graph, node)
     given = _given(node)
     if given is None:
         return None
     divided, last = given
     takers = _takers(node.outputs[0], last=last, divided=divided)
-    if not takers:
+    width = _one_width(graph, takers) if takers else None
+    if not takers or width is None or not _are_rows(graph, divided, width):
         return None
-    width = _one_width(graph, takers)
-    names = [name for name, _ in divided]
-    if width is None or len(set(names)) < len(names):
+    return LayerLink(
+        giver=node.name or "", divided=tuple(divided), takers=tuple(takers), channels=width, free=((0, width),)
+    )
+
+
+def _concat_link(graph: ir.Graph, node: ir.Node) -> LayerLink | None:
+    """Returns the link of channels that several layers give side by side; what no layer gives keeps its size."""
+    output = node.outputs[0]
+    rank, axis = None if output.shape is None else len(output.shape), int_attribute(node, "axis", 0)
+    if rank is None or axis % rank not in (1, rank - 1):
         return None
-    for name, axis in divided:
-        array = constant_of(graph.initializers[name])
-        if array is None or array.shape[axis] != width or not _alone(graph.initializers[name]):
+    last = axis % rank == rank - 1
+    later: list[Divided] = []
+    takers = _takers(output, last=last, divided=later)
+    width = _one_width(graph, takers) if takers else None
+    if not takers or width is None:
+        return None
+    divided, free, start = list(later), [], 0
+    for value in node.inputs:
+        own = None if value is None or value.shape is None else value.shape[axis]
+        if value is None or not isinstance(own, int):
             return None
-    return LayerLink(giver=node.name or "", divided=tuple(divided), takers=tuple(takers), channels=width)
+        given = _giving(value, last)
+        if given and _are_rows(graph, given, own):
+            divided += [replace(each, start=start) for each in given]
+            free.append((start, start + own))
+        start += own
+    names = [each.name for each in divided]
+    if start != width or not free or len(set(names)) < len(names) or (later and not _are_rows(graph, later, width)):
+        return None
+    return LayerLink(
+        giver=node.name or "", divided=tuple(divided), takers=tuple(takers), channels=width, free=tuple(free)
+    )
+
+
+def _giving(value: ir.Value, last: bool) -> list[Divided] | None:
+    """Returns the tensors by whose division a branch is divided; None where no layer gives it, or others read it."""
+    added: list[Divided] = []
+    while only_reader(value) is not None:
+        node = value.producer()
+        if node is None:
+            return None
+        given = _given(node)
+        if given is not None:
+            return [*given[0], *added] if given[1] == last or _rank_of(value) == 2 else None
+        source = node.inputs[0] if node.inputs else None
+        if source is None:
+            return None
+        if node.op_type == "Add" and constant_of(source) is not None and len(node.inputs) == 2:
+            source = node.inputs[1]
+            assert source is not None
+        index = next(i for i, each in enumerate(node.inputs) if each is source)
+        behind = _behind(node, index, source, last, added)
+        if behind is None or behind != last:
+            return None
+        value = source
+    return None
+
+
+def _rank_of(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
+def _are_rows(graph: ir.Graph, divided: list[Divided], width: int) -> bool:
+    """Returns whether tensors have so many channels, are read once each, and no two are the same."""
+    if len({each.name for each in divided}) < len(divided):
+        return False
+    for each in divided:
+        array = constant_of(graph.initializers[each.name])
+        if array is None or array.shape[each.axis] != width or not _alone(graph.initializers[each.name]):
+            return False
+    return True
 
 
 def _one_width(graph: ir.Graph, takers: list[Taker]) -> int | None:
@@ -132,7 +236,7 @@ def _one_width(graph: ir.Graph, takers: list[Taker]) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def _given(node: ir.Node) -> tuple[list[tuple[str, int]], bool] | None:
+def _given(node: ir.Node) -> tuple[list[Divided], bool] | None:
     """Returns the tensors of a node by whose division its output is divided, and whether its channels are last."""
     if not is_standard(node) or len([o for o in node.outputs if o.name and (o.uses() or o.is_graph_output())]) != 1:
         return None
@@ -159,7 +263,7 @@ def _plain_row(node: ir.Node) -> bool:
     return bool(array.size == outputs and array.shape[-1] == outputs)
 
 
-def _fixed(node: ir.Node, axes: Mapping[int, int]) -> list[tuple[str, int]] | None:
+def _fixed(node: ir.Node, axes: Mapping[int, int]) -> list[Divided] | None:
     """Returns the names and channel axes of fixed inputs; None where one is not fixed float32."""
     found = []
     for index, axis in axes.items():
@@ -169,7 +273,7 @@ def _fixed(node: ir.Node, axes: Mapping[int, int]) -> list[tuple[str, int]] | No
         array = constant_of(value)
         if array is None or array.dtype != np.float32 or not array.ndim:
             return None
-        found.append((value.name or "", axis))
+        found.append(Divided(name=value.name or "", axis=axis))
     return found or None
 
 
@@ -182,7 +286,7 @@ def _rank(value: ir.Value | None) -> int | None:
     return None if array is None else array.ndim
 
 
-def _takers(value: ir.Value, *, last: bool, divided: list[tuple[str, int]]) -> list[Taker] | None:
+def _takers(value: ir.Value, *, last: bool, divided: list[Divided]) -> list[Taker] | None:
     """Returns the layers behind a tensor; None where one of its readers is no layer and lets no factor through.
 
     Args:
@@ -234,7 +338,7 @@ def _taker(node: ir.Node, index: int, value: ir.Value, last: bool) -> Taker | No
     )  # fmt: skip
 
 
-def _behind(node: ir.Node, index: int, value: ir.Value, last: bool, divided: list[tuple[str, int]]) -> bool | None:
+def _behind(node: ir.Node, index: int, value: ir.Value, last: bool, divided: list[Divided]) -> bool | None:
     """Returns whether channels are last behind a node that lets a factor through; None for one that does not."""
     if (
         not is_standard(node)
@@ -255,7 +359,7 @@ def _behind(node: ir.Node, index: int, value: ir.Value, last: bool, divided: lis
         if row is None or array is None or array.dtype != np.float32 or not array.ndim or not _alone(row):
             return None
         if array.size == array.shape[-1] == width:
-            divided.append((row.name or "", -1))
+            divided.append(Divided(name=row.name or "", axis=-1))
             return True
     return None
 
@@ -300,11 +404,12 @@ def folded(
 
 def _fold(graph: ir.Graph, link: LayerLink, scale: ChannelScale) -> bool:
     arrays = {}
-    for name, axis in link.divided:
-        array = _values(graph, name)
-        if not scale.is_exact(array, axis=axis):
+    for each in link.divided:
+        array = _values(graph, each.name)
+        own = ChannelScale(factors=scale.factors[each.start : each.start + array.shape[each.axis]])
+        if not own.is_exact(array, axis=each.axis):
             return False
-        arrays[name] = np.asarray(scale.fold(array, None, axis=axis)[0])
+        arrays[each.name] = np.asarray(own.fold(array, None, axis=each.axis)[0])
     for taker in link.takers:
         array = arrays.get(taker.weight, _values(graph, taker.weight))
         if not scale.is_exact_in(array, axis=taker.axis, groups=taker.groups):
