@@ -20,8 +20,8 @@ _MOVES = {
 }  # fmt: skip
 # Kernels that read floats and compute on codes.
 _FROM_FLOAT = {"QuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
-# Kernels that read codes and look at no element.
-_OF_SHAPE = {"Shape", "Size"}
+# Operators that may read small integers, shapes and masks, that are no codes.
+_NO_CODES = {"Shape", "Size", "Cast"}
 # Of a code. Kernels add and scale terms of up to 2**13 codes (8 bits, scaled by up to 32) with up to 8 roundings of
 # float32, each 2**-24 of them.
 _NEAR_TIE = 8 * 2.0**-24 * 2**13
@@ -255,7 +255,7 @@ class _Executed:
                     yield node.name or node.output[0], (node.op_type, tensors[output], one)
 
     def _without_simulation(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-        known, found = {*KERNELS, *_MOVES, *_OF_SHAPE}, dict[str, int]()
+        known, found = {*KERNELS, *_MOVES, *_NO_CODES}, dict[str, int]()
         for node in self._proto.graph.node:
             codes = any(tensors[n].dtype.name in _CODES for n in (*node.input, *node.output) if n in tensors)
             if node.op_type not in known and codes:

@@ -30,14 +30,18 @@ def refuse_random(file: Path) -> None:
 
     Raises: ModelError(slug="not-deterministic") naming the node; what reading the file raises.
     """
-    proto = parse(read_file(file), file.name)
+    refuse_drawing(parse(read_file(file), file.name), file.name)
+
+
+def refuse_drawing(proto: Any, name: str) -> None:
+    """Refuses a ModelProto that draws random numbers on the way to its outputs; as ``refuse_random``."""
     found = random_node(proto)
     if found is None:
         return
     node, how = found
-    label = node.name or next((name for name in node.output if name), "")
+    label = node.name or next((output for output in node.output if output), "")
     raise ModelError(
-        f"{file.name}: {node.op_type} {label!r} {how}, so no two runs of the float model agree, and no loss can be "
+        f"{name}: {node.op_type} {label!r} {how}, so no two runs of the float model agree, and no loss can be "
         "told from chance; export it without sampling (model.eval()), or make what is drawn an input",
         slug="not-deterministic",
     )
