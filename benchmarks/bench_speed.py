@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--nncf", type=Path, help="Python that has nncf, onnx and openvino")
     parser.add_argument("--inc", type=Path, help="Python that has onnx-neural-compressor")
+    parser.add_argument("--without", default="", help="rows to leave out: words of their names, separated by commas")
     parser.add_argument("--openvino", action="store_true", help="the tables of OpenVINO instead")
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--timed", help=argparse.SUPPRESS)  # The child of an OpenVINO table: a folder of files.
@@ -94,6 +95,7 @@ def prepared(name: str, folder: Path, arguments: argparse.Namespace) -> Work:
         folder=folder,
         budget=arguments.budget,
         pythons=pythons,
+        without=tuple(word for word in arguments.without.split(",") if word),
     )
 
 

@@ -13,6 +13,9 @@ from networks_attention import attention
 from networks_writing import Graph, Tensor
 
 CLASSES = 1000
+# What a block adds, over what passes it by. At 1 a random network of this depth is chaotic: what 8 bits change at the
+# input decides the answer, and any picture that it was not built on leaves the ranges. Trained networks are not.
+BRANCH = 0.3
 BOTTLENECKS = (  # kernel, hidden, out, squeeze-and-excite, HardSwish (else ReLU), stride
     (3, 16, 16, False, False, 1),
     (3, 64, 24, False, False, 2),
@@ -53,7 +56,8 @@ def mobilenetv3(g: Graph, x: Tensor) -> None:
             z = g.convolution(_pooled(g, y), _divisible(hidden // 4), f"{name}.squeeze", kernel=1, folded=False)
             z = g.convolution(g.add("Relu", z), hidden, f"{name}.excite", kernel=1, folded=False)
             y = g.add("Mul", g.add("HardSigmoid", z, alpha=1 / 6, beta=0.5), y)
-        y = g.convolution(y, out, f"{name}.project", kernel=1)
+        same = stride == 1 and out == x.value.shape[1]
+        y = g.convolution(y, out, f"{name}.project", kernel=1, gain=BRANCH if same else 1.0)
         x = g.add("Add", y, x) if y.value.shape == x.value.shape else y
     x = g.add("HardSwish", g.convolution(x, 960, "last", kernel=1))
     x = g.add("Reshape", _pooled(g, x), g.constant([-1, 960]), allowzero=1)
@@ -79,7 +83,8 @@ def efficientnet_b0(g: Graph, x: Tensor) -> None:
             y = _silu(g, y)
             z = _silu(g, g.convolution(_pooled(g, y), narrow // 4, f"{name}.squeeze", kernel=1, folded=False))
             z = g.convolution(z, hidden, f"{name}.excite", kernel=1, folded=False)
-            y = g.convolution(g.add("Mul", g.add("Sigmoid", z), y), out, f"{name}.project", kernel=1)
+            y, gain = g.add("Mul", g.add("Sigmoid", z), y), BRANCH if stride == 1 and out == narrow else 1.0
+            y = g.convolution(y, out, f"{name}.project", kernel=1, gain=gain)
             x = g.add("Add", y, x) if y.value.shape == x.value.shape else y
     x = _silu(g, g.convolution(x, 1280, "last", kernel=1))
     g.head(g.add("Reshape", _pooled(g, x), g.constant([-1, 1280]), allowzero=1), CLASSES)

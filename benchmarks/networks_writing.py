@@ -85,9 +85,21 @@ class Graph:
         return self.add("LayerNormalization", x, *learned, axis=-1, epsilon=epsilon, stash_type=1)
 
     def convolution(
-        self, x: Tensor, out: int, name: str, *, kernel: int, stride: int = 1, groups: int = 1, folded: bool = True
+        self,
+        x: Tensor,
+        out: int,
+        name: str,
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        folded: bool = True,
+        gain: float = 1.0,
     ) -> Tensor:
-        """Appends Conv with bias (He normal); ``folded``: with a BatchNormalization of real statistics in it."""
+        """Appends Conv with bias (He normal); ``folded``: with a BatchNormalization of real statistics in it.
+
+        One that has none is scaled to a spread of 0.5. ``gain`` multiplies gamma and beta.
+        """
         channels = x.value.shape[1] // groups
         weight = self.rng.normal(0.0, np.sqrt(2 / (channels * kernel**2)), (out, channels, kernel, kernel))
         bias = np.zeros(out) if folded else self.rng.normal(0.0, 0.1, out)
@@ -96,28 +108,26 @@ class Graph:
             "dilations": [1, 1], "auto_pad": "NOTSET",
         }  # fmt: skip
         self.parameters += weight.size + out
+        probe = {"x": x.value, "weight": weight.astype(np.float32)}
+        y = _computed(helper.make_node("Conv", list(probe), ["y"], **attributes), probe)
         if folded:
             self.parameters += out
-            probe = {"x": x.value, "weight": weight.astype(np.float32)}
-            y = _computed(helper.make_node("Conv", list(probe), ["y"], **attributes), probe)
-            scale = self.rng.uniform(0.5, 1.3, out) / np.sqrt(y.var(axis=(0, 2, 3), dtype=np.float64) + 1e-5)
+            variance = y.var(axis=(0, 2, 3), dtype=np.float64)
+            variance += 0.2 * variance.mean()  # A channel that hardly moves on a few examples may move on others.
+            scale = self.rng.uniform(0.5, 1.3, out) / np.sqrt(variance)
             bias = self.rng.normal(0.0, 0.3, out) - scale * y.mean(axis=(0, 2, 3), dtype=np.float64)
-            weight *= scale[:, None, None, None]
+            weight *= gain * scale[:, None, None, None]
+            bias *= gain
+        else:
+            weight *= 0.5 / y.std(dtype=np.float64)
         return self.add(
             "Conv", x, self.weight(weight, f"{name}.weight"), self.weight(bias, f"{name}.bias"), **attributes
         )
 
     def head(self, x: Tensor, classes: int) -> None:
-        """Appends the classifier, a Gemm with transB that looks at all directions in which examples differ alike.
-
-        Its bias removes what all examples have in common. Without either, one direction (a picture's contrast, say)
-        would decide, and most examples had one of two top classes.
-        """
+        """Appends the classifier, a Gemm with transB; its bias removes what all examples have in common."""
         features = x.value.astype(np.float64)
-        _, spread, directions = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-        spread, directions = spread[:-1], directions[:-1]  # n centred examples span n - 1 directions.
         weight = self.rng.normal(0.0, 1.0, (classes, features.shape[1]))
-        weight += (weight @ directions.T * (spread.min() / spread - 1)) @ directions
         weight *= LOGIT_STD / ((features - features.mean(axis=0)) @ weight.T).std()
         bias = self.rng.normal(0.0, 0.1, classes) - weight @ features.mean(axis=0)
         self.parameters += weight.size + bias.size

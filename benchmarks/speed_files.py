@@ -49,6 +49,7 @@ class Work:
       folder: Where files go.
       budget: Most answers of the float model that may change, for fewbits' own pick.
       pythons: Interpreters of other environments, by the word ``nncf`` or ``inc``.
+      without: Files whose names have one of these words are left out.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Work:
     folder: Path
     budget: str
     pythons: Mapping[str, Path]
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def names(work: Work) -> list[str]:
         found += [peers.NNCF_DEFAULT, "NNCF pre-processed MIXED"]
     if "inc" in work.pythons:
         found += [INC_STATIC, INC_SMOOTH]
-    return [*found, *OWN]
+    return [name for name in (*found, *OWN) if not any(word in name for word in work.without)]
 
 
 def make(name: str, work: Work) -> Made:
