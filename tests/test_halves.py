@@ -154,6 +154,38 @@ def test_halves_that_came_in_go_out_as_they_were(net: Any, tmp_path: Path) -> No
         np.testing.assert_array_equal(bits, halves[name].view(np.uint16))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_large_table_are_cast_as_they_are_picked(
+    net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from fewbits.export import onnx_qdq
+    from fewbits.targets import _stored
+
+    n = net()
+    places = n.input(("N", 5), "ids", TensorProto.INT64)
+    n.output(
+        n.op("Gather", n.weight(64, 40, name="table"), places), n.op("Gather", n.weight(8, 40, name="few"), places)
+    )
+    path = n.save(tmp_path)
+    ids = np.random.default_rng(0).integers(0, 8, (3, 5))
+    whole = quantized(path, kind)
+    for module in (_stored, onnx_qdq):
+        monkeypatch.setattr(module, "LARGE_TABLE", 64 * 40)
+    result = quantized(path, kind)
+    reasons = {name: d.reason for name, d in result.plan.by_site().items()}
+    assert "as they are picked" in reasons["table"] and "is loaded" in reasons["few"]
+    proto = onnx.load_from_string(result.model_bytes)
+    onnx.checker.check_model(proto, full_check=True)
+    read = {node.input[0] for node in proto.graph.node if node.op_type == "Gather"}
+    assert f"table_{kind}" in read and f"few_{kind}" not in read
+    for optimize in (True, False):
+        sessions = [RUNTIME.open(made.model_bytes, Options(optimize=optimize)) for made in (whole, result)]
+        expected, got = (session.run({"ids": ids}) for session in sessions)
+        assert len(expected) == 2
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value)
+
+
 @pytest.mark.parametrize("largest", [65504.0, 65505.0, 1e30])
 def test_a_weight_beyond_the_largest_half_stays_float32_and_says_so(path: Path, largest: float) -> None:
     def grown(values: np.ndarray) -> np.ndarray:

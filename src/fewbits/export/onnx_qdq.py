@@ -28,6 +28,7 @@ from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Link, Role, Site
 from fewbits.targets import TARGETS
+from fewbits.targets._stored import LARGE_TABLE
 from fewbits.targets.base import Kind
 
 _PRODUCER = "fewbits"
@@ -214,12 +215,30 @@ class _QdqSink(Sink):
         old = self._values[site.name]
         home = old.graph if isinstance(old.graph, ir.Graph) else self._graph
         held = self._initializer(f"{site.name}_{value.scheme.format.name}", half_array(value), home)
+        uses = tuple(old.uses())
+        if held.const_value is not None and held.const_value.size >= LARGE_TABLE and all(map(_picks_rows, uses)):
+            for gather, _ in uses:
+                self._gather_halves(gather, held)
+            return
         node = ir.node("Cast", [held], attributes={"to": int(ir.DataType.FLOAT)}, name=self._name(f"{site.name}_cast"))
         made = node.outputs[0]
         made.name, made.shape, made.type = self._name(f"{site.name}_f"), old.shape, ir.TensorType(ir.DataType.FLOAT)
         home.append(node)
-        for user, index in tuple(old.uses()):
+        for user, index in uses:
             user.replace_input_with(index, made)
+
+    def _gather_halves(self, gather: ir.Node, held: ir.Value) -> None:
+        """Turns Gather of values into the Cast of a Gather of 16-bit floats."""
+        old, graph = gather.outputs[0], _home([(gather, 0)])
+        name, taken = gather.name or "gather", old.name
+        gather.replace_input_with(0, held)
+        wide = ir.node("Cast", [None], attributes={"to": int(ir.DataType.FLOAT)}, name=self._name(f"{name}_cast"))
+        ir.convenience.replace_all_uses_with(old, wide.outputs[0], replace_graph_outputs=True)
+        wide.replace_input_with(0, old)
+        old.name, old.type = self._name(f"{taken}_half"), held.type
+        made = wide.outputs[0]
+        made.name, made.shape, made.type = taken, old.shape, ir.TensorType(ir.DataType.FLOAT)
+        graph.append(wide)
 
     def _gather_codes(self, gather: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
         """Turns Gather of values into Gather of codes, times the scales of the same rows."""
@@ -394,6 +413,10 @@ def _producer(value: ir.Value) -> ir.Node | None:
     while node is not None and node.op_type in _SEEN_THROUGH and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
+
+
+def _picks_rows(use: tuple[ir.Node, int]) -> bool:
+    return use[0].op_type == "Gather" and use[1] == 0
 
 
 def _names_of(node: ir.Node) -> list[str]:
