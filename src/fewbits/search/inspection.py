@@ -214,7 +214,8 @@ def _codes_bytes(model: OnnxModel, placement: Placement) -> int:
             tensor = model.view.tensors[placed.site.name]
             blocks = isinstance(placed.scheme.granularity, PerGroup)
             shape = tuple(size or 1 for size in tensor.shape or ())
-            bits += placed.scheme.stored_bits(shape) if blocks else 8 * tensor.elements
+            whole = blocks or not placed.scheme.scaled
+            bits += placed.scheme.stored_bits(shape) if whole else 8 * tensor.elements
     return -(-bits // 8)
 
 
