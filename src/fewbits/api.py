@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewbits.numerics.qtensor import QTensor
     from fewbits.numerics.scheme import Scheme
     from fewbits.reporting.schema import Report
+    from fewbits.search.costs import CostTable
     from fewbits.search.finished import Finished
     from fewbits.search.forecast import Forecast
     from fewbits.search.inspection import Inspection
@@ -34,7 +35,8 @@ Notice = Callable[[str], None]
 DEFAULT_MAX_DROP = "1%"
 MODEL_FILE = "model.onnx"
 # Files whose bytes depend on a clock, or copy something that does.
-TIMING_FILES = ("timings.json", "report.json", "report.html", "README.md")
+COSTS_FILE = "costs.json"
+TIMING_FILES = ("timings.json", COSTS_FILE, "report.json", "report.html", "README.md")
 
 
 @final
@@ -97,6 +99,8 @@ class Result:
         out.write("records.jsonl", "".join(f"{r.to_json()}\n" for r in records(self.run)).encode())
         if self.run.ran is not None:
             out.write("golden.npz", self.run.ran.golden)
+        if self.run.repairs.costs is not None:
+            out.write(COSTS_FILE, self.run.repairs.costs.to_json().encode())
         out.write("timings.json", timings(self.run).encode())
         for name, text in rendered(self.report).items():
             out.write(name, text.encode())
@@ -159,6 +163,7 @@ def quantize(
     target: str = "ort-cpu",
     scheme: str | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
+    costs: str | os.PathLike[str] | None = None,
     effort: str = "balanced",
     time_budget: float | None = None,
     seed: int = 0,
@@ -185,6 +190,7 @@ def quantize(
         that this machine has and takes the fastest.
       scheme: Forced scheme, e.g. ``w8a8``; no search.
       plan: A plan, or the path of one, to apply as it is.
+      costs: Path of the costs.json of an earlier run here: the search takes the form of each layer from it.
       effort: ``fast``, ``balanced`` or ``best``.
       time_budget: Seconds after which the search ends with the best so far.
       seed: Of all randomness.
@@ -214,6 +220,7 @@ def quantize(
         target=target,
         scheme=scheme,
         plan=loaded,
+        costs=None if costs is None else load_costs(costs),
         effort=effort,
         time_budget=time_budget,
         seed=seed,
@@ -254,19 +261,32 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 
     Raises: UsageError(slug="plan-invalid") if it cannot be read as one, or is larger than any plan.
     """
+    return plan_from_json(_text_of(path, "plan", slug="plan-invalid"), where=os.fspath(path))
+
+
+def load_costs(path: str | os.PathLike[str]) -> CostTable:
+    """Returns the cost table in a file.
+
+    Raises: UsageError(slug="costs-invalid") if it cannot be read as one, or is larger than any.
+    """
+    from fewbits.search.costs import costs_from_json
+
+    return costs_from_json(_text_of(path, "cost table", slug="costs-invalid"), where=os.fspath(path))
+
+
+def _text_of(path: str | os.PathLike[str], kind: str, *, slug: str) -> str:
     place = Path(path)
     try:
         if place.exists() and not place.is_file():  # a pipe or a device would be read for ever
-            raise UsageError(f"cannot read plan {os.fspath(path)}: it is not a plain file", slug="plan-invalid")
+            raise UsageError(f"cannot read {kind} {os.fspath(path)}: it is not a plain file", slug=slug)
         if (size := place.stat().st_size) > MAX_PLAN_BYTES:
             raise UsageError(
-                f"cannot read plan {os.fspath(path)}: it has {size} bytes, a plan has at most {MAX_PLAN_BYTES}",
-                slug="plan-invalid",
+                f"cannot read {kind} {os.fspath(path)}: it has {size} bytes, a {kind} has at most {MAX_PLAN_BYTES}",
+                slug=slug,
             )
-        text = place.read_text(encoding="utf-8")
+        return place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read plan {os.fspath(path)}: {error}", slug="plan-invalid") from error
-    return plan_from_json(text, where=os.fspath(path))
+        raise UsageError(f"cannot read {kind} {os.fspath(path)}: {error}", slug=slug) from error
 
 
 def inspect(

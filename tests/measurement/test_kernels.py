@@ -124,7 +124,7 @@ class _Fake(Runtime):
             raise ModelError(took, slug="runtime-refuses")
         return _Session(lambda: self._spend(took))
 
-    def executed(self, model: Path, options: Options, feeds: Any) -> tuple[ExecutedNode, ...]:
+    def executed(self, model: Path, options: Options, feeds: Any, *, runs: int = 4) -> tuple[ExecutedNode, ...]:
         kinds = (("Quantize", Numbers.CONVERSION), ("Kernel", Numbers.INTEGER), ("Move", Numbers.MOVES))
         return tuple(
             ExecutedNode(name=op, op=op, numbers=numbers, inputs=(), outputs=(), microseconds=1.0)

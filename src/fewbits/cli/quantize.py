@@ -25,6 +25,12 @@ from fewbits.cli._common import (
 @click.argument("model", type=MODEL)
 @click.option("-o", "--output", metavar="OUT", required=True, help="Output folder.")
 @job_options
+@click.option(
+    "--costs",
+    "costs_file",
+    metavar="FILE",
+    help="costs.json of an earlier run: which form each layer has, not timed anew.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output folder that fewbits wrote.")
 @output_options
 def command(
@@ -33,6 +39,7 @@ def command(
     data: str | None,
     evaluation: str | None,
     plan_file: str | None,
+    costs_file: str | None,
     time_budget: str | None,
     max_memory: str | None,
     overwrite: bool,
@@ -51,7 +58,7 @@ def command(
     from fewbits.api import quantize
 
     # Held open for the whole job: a place that refuses says so before an hour of work, and two runs cannot share it.
-    inputs = [path for path in (model, data, evaluation, plan_file) if path]
+    inputs = [path for path in (model, data, evaluation, plan_file, costs_file) if path]
     place = OutputFolder(output, overwrite=overwrite, inputs=inputs)
     try:
         with place as out, progress_line(quiet) as progress:
@@ -60,6 +67,7 @@ def command(
                 data=data,
                 eval=evaluation,
                 plan=plan_file,
+                costs=costs_file,
                 time_budget=parse_duration(time_budget),
                 max_memory=parse_size(max_memory),
                 scratch=out.folder,

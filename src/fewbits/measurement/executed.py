@@ -16,8 +16,8 @@ _BYTES = {
     "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2,
     "int32": 4, "uint32": 4, "int64": 8, "uint64": 8, "bool": 1,
 }  # fmt: skip
-# Endings that ONNX Runtime's optimizer puts behind a node's name.
-_ENDINGS = ("_nchwc", "_nhwc", "_quant", "_token", "_pre_q")
+# Endings that ONNX Runtime's optimizer puts behind a node's name; and ours, of products with inputs as they come.
+_ENDINGS = ("_nchwc", "_nhwc", "_quant", "_token", "_pre_q", "_integer")
 # Operators that it fuses into the one before.
 _FUSED_BEHIND = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add"}
 
@@ -126,13 +126,18 @@ def _model_names(node: ExecutedNode, placement: Placement, graph: GraphView | No
         name = origin if origin in known or writer is None else writer.name
         if name in known:
             found.append(name)
-    return found or [_model_name(node, placement, graph)]
+    return found or [model_name(node, known, graph)]
 
 
-def _model_name(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> str:
-    """Returns the model's name of a node that the optimizer renamed, or named after the tensor that it writes."""
+def model_name(node: ExecutedNode, known: set[str], graph: GraphView | None) -> str:
+    """Returns the model's name of a node that the optimizer renamed, or named after the tensor that it writes.
+
+    Args:
+      node: As executed.
+      known: Names of the model's nodes.
+      graph: The model, for names of tensors.
+    """
     base = node.name
-    known = {*placement.kept_float, *placement.running}
     for ending in ("", *_ENDINGS):
         base = base.split(ending)[0] if ending else base
         if base in known or graph is None:

@@ -19,8 +19,9 @@ from fewbits._base.errors import ModelError, UsageError
 from fewbits.datasets.checks import check_values
 from fewbits.measurement.metrics.base import Metric
 from fewbits.measurement.quality import Quality, QualityMeter
-from fewbits.models.onnx.feeding import model_batches, real_rows, run_options
+from fewbits.models.onnx.feeding import fixed_batch, model_batches, real_rows, run_options
 from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.protobuf import quantizes_batches
 from fewbits.runtimes import open_session
 from fewbits.runtimes.base import Options, Session
 
@@ -137,6 +138,9 @@ class Reference:
     ) -> Outcome:
         """Returns the paired outcome of a candidate.
 
+        A file that quantizes inputs by the range of each run answers an example otherwise in other company: it is given
+        one at a time, as it is when its latency is measured.
+
         Args:
           candidate: The file, or its bytes.
           progress: Told of each batch.
@@ -146,19 +150,37 @@ class Reference:
         """
         float_scores = self.prepare(progress, stage="float model")
         session = open_session(candidate, replace(self._options, data_folder=data_folder))
+        run = self._run_alone if quantizes_batches(candidate) else self._run
         meter, scores, done = QualityMeter(), [], 0
         for number, (feeds, batch) in enumerate(model_batches(self._model, self._dataset, self._indices)):
             if limit is not None and done >= limit:
                 break
             with np.load(self._folder / f"{number}.npz", allow_pickle=False) as kept:
                 reference = {name: kept[name] for name in kept.files}
-            outputs = self._run(session, feeds, len(batch.index))
+            outputs = run(session, feeds, len(batch.index))
             self._same_shape(outputs, reference)
             meter.add(reference[self._output], outputs[self._output])
             scores.append(self._metric.score(outputs, reference, batch.labels, output=self._output))
             done += len(batch.index)
             progress(stage, done, min(self.examples, limit or self.examples))
         return Outcome(float_scores=float_scores[:done], scores=np.concatenate(scores), quality=meter.result())
+
+    def _run_alone(self, session: Session, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+        """Returns the outputs of examples that were run one by one, where the model takes one at a time."""
+        if fixed_batch(self._model) is not None or count < 2:
+            return self._run(session, feeds, count)
+        rows = [
+            self._run(
+                session,
+                {name: value if name in self._model.single else value[i : i + 1] for name, value in feeds.items()},
+                1,
+            )
+            for i in range(count)
+        ]
+        return {
+            name: np.concatenate([row[name] for row in rows]) if rows[0][name].ndim else rows[0][name]
+            for name in rows[0]
+        }
 
     def _run(self, session: Session, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         outputs = real_rows(self._model, session.run(feeds), count)

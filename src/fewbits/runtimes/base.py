@@ -11,6 +11,9 @@ from typing import final
 
 import numpy as np
 
+# Runs of a profile that is there to tell what ran, and only about how long; the first allocates and is dropped.
+PROFILED_RUNS = 4
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -95,5 +98,7 @@ class Runtime(ABC):
         """Returns a session; raises ModelError(slug="runtime-refuses") where the runtime does not take the model."""
 
     @abstractmethod
-    def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
-        """Returns the nodes that the runtime really executes for these inputs, in order."""
+    def executed(
+        self, model: Path, options: Options, feeds: Tensors, *, runs: int = PROFILED_RUNS
+    ) -> tuple[ExecutedNode, ...]:
+        """Returns the nodes that the runtime really executes for these inputs, in order, timed over some runs."""

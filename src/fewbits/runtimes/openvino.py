@@ -16,10 +16,8 @@ import numpy as np
 
 from fewbits._base.errors import ModelError, ResourceError, UsageError
 from fewbits._base.memory import MEMORY_WORDS
-from fewbits.runtimes.base import ExecutedNode, Numbers, Options, Runtime, Session, Tensors
+from fewbits.runtimes.base import PROFILED_RUNS, ExecutedNode, Numbers, Options, Runtime, Session, Tensors
 
-# Profiled runs; the first one allocates and is dropped.
-_PROFILED_RUNS = 4
 # Shapes of inputs whose compiled models are kept: those of full batches and of the last one.
 _SHAPES_KEPT = 3
 
@@ -210,12 +208,14 @@ class OpenVino(Runtime):
     def open(self, model: bytes | Path, options: Options) -> Session:
         return OpenVinoSession(model, options)
 
-    def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
+    def executed(
+        self, model: Path, options: Options, feeds: Tensors, *, runs: int = PROFILED_RUNS
+    ) -> tuple[ExecutedNode, ...]:
         read = _read(model, options.data_folder)
         compiled = _compile(read, _shapes(feeds) if read.is_dynamic() else (), options, {"PERF_COUNT": True})
         request = compiled.create_infer_request()
         times: dict[str, list[float]] = {}
-        for _ in range(_PROFILED_RUNS):
+        for _ in range(runs):
             try:
                 request.infer(dict(feeds))
             except Exception as error:  # see _read

@@ -14,12 +14,10 @@ import numpy as np
 
 from fewbits._base.errors import ModelError, ResourceError
 from fewbits._base.memory import MEMORY_WORDS
-from fewbits.runtimes.base import ExecutedNode, Numbers, Options, Runtime, Session, Tensors
+from fewbits.runtimes.base import PROFILED_RUNS, ExecutedNode, Numbers, Options, Runtime, Session, Tensors
 
 # ONNX Runtime's severity "fatal": what it would print comes back as an exception, and we say it in one line.
 _LOG_FATAL_ONLY = 4
-# Profiled runs; the first one allocates and is dropped.
-_PROFILED_RUNS = 4
 
 # Kernels that take floats, round them to 8 bits and multiply integers; weight-only ones at default session options.
 _INTEGER_INSIDE = {"MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
@@ -146,13 +144,15 @@ class Ort(Runtime):
     def open(self, model: bytes | Path, options: Options) -> Session:
         return OrtSession(_open(model, options), seconds=options.seconds)
 
-    def executed(self, model: Path, options: Options, feeds: Tensors) -> tuple[ExecutedNode, ...]:
+    def executed(
+        self, model: Path, options: Options, feeds: Tensors, *, runs: int = PROFILED_RUNS
+    ) -> tuple[ExecutedNode, ...]:
         with tempfile.TemporaryDirectory(prefix="fewbits-profile-") as folder:
             made = _session_options(options)
             made.enable_profiling = True
             made.profile_file_prefix = str(Path(folder) / "profile")
             session = _open(model, options, made)
-            for _ in range(_PROFILED_RUNS):
+            for _ in range(runs):
                 OrtSession(session).run(feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return _nodes(events)

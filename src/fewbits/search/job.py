@@ -23,6 +23,7 @@ from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.probing import probe_feeds
+from fewbits.models.onnx.protobuf import quantizes_batches
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
@@ -460,6 +461,12 @@ class _Job:
         data = parts.data if len(parts.calibration) else parts.verdict_data
         options = replace(self._options, data_folder=file.data_folder)
         found = rows_differ(file, prepared.model, data, some, output=prepared.output, options=options)
+        if found is not None and quantizes_batches(file.model):
+            self._notes.append(
+                f"{found.partition(':')[0]}: inputs are quantized by the range of the whole batch. Every figure is of "
+                "examples alone; give them one at a time, or with others of their size [batches-coarser]"
+            )
+            return None
         if found is not None:
             self._notes.append(f"the quantized file is not handed over: {found} [rows-differ]")
         return found

@@ -27,6 +27,7 @@ from fewbits.numerics.scheme import Scheme
 from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
+from fewbits.search.costs import CostTable, check_costs
 from fewbits.search.loop import check_effort
 from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
 from fewbits.targets import (
@@ -78,6 +79,7 @@ class Request:
       max_memory: Bytes that the run may take; what the machine has free where None.
       scratch: Where large tensors are written while the run goes; a temporary folder where None.
       threads: Threads of the measured sessions.
+      costs: What patterns of layers cost, and the form of each, from an earlier run; measured anew where None.
       latency_seconds: How long the latency measurement takes; by effort where None.
       progress: Told of each step.
       notice: Told of each warning before the work that it is about.
@@ -102,6 +104,7 @@ class Request:
     max_memory: int | None = None
     scratch: Path | None = None
     threads: int = 1
+    costs: CostTable | None = None
     latency_seconds: float | None = None
     progress: Progress = silent
     notice: Callable[[str], None] = unheard
@@ -201,8 +204,7 @@ def asked_placement(request: Request, model: OnnxModel, target: Target, wanted: 
     """Returns where a request wants codes; in a search, where the target could have them."""
     if request.weights_only:
         return place_stored(model.view, target, wanted)
-    placed = place_forms(model.view, target)
-    return place_dynamic(model.view, target) if request.dynamic_only or not placed.sites else placed
+    return place_dynamic(model.view, target) if request.dynamic_only else place_forms(model.view, target)
 
 
 def prepare(request: Request) -> Prepared:
@@ -219,6 +221,8 @@ def prepare(request: Request) -> Prepared:
     if target.by_scheme and request.scheme is not None and request.scheme in target.variants:
         target = target.for_instruction_set(request.scheme)
     wanted = wanted_scheme(request, target)
+    if request.costs is not None:
+        _check_costs(request, request.costs, target)
     refuse_random(Path(request.model))
     model = open_model(request.model, max_memory=request.max_memory)
     if model.unrunnable:
@@ -316,6 +320,17 @@ def _without_data(request: Request, target: Target, model: OnnxModel, placement:
         base=base,
         warnings=() if request.plan is None else _replay_notes(request.plan, base, placement),
     )
+
+
+def _check_costs(request: Request, costs: CostTable, target: Target) -> None:
+    """Refuses a cost table that would not be used, or that was measured elsewhere."""
+    if not request.searches or request.target == "auto":
+        raise UsageError(
+            "--costs tells a search which form each layer has, and there is no search with --scheme or --plan, and one "
+            "for each target with auto; leave one of them out",
+            slug="options",
+        )
+    check_costs(costs, runtime=RUNTIMES[target.runtime].name, target=target.full_name, threads=request.threads)
 
 
 def _check_numbers(request: Request) -> None:

@@ -22,11 +22,12 @@ from fewbits.measurement.executed import FloatIsland, read_executed
 from fewbits.measurement.latency import Speedup
 from fewbits.models.onnx.feeding import shard_size
 from fewbits.models.onnx.model import OnnxModel
-from fewbits.models.onnx.repairs import REPAIRS, Repair, repaired
+from fewbits.models.onnx.repairs import BY_NAME, REPAIRS, Repair, repaired
 from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
-from fewbits.runtimes.base import Numbers, Options
+from fewbits.runtimes.base import ExecutedNode, Numbers, Options
 from fewbits.search.building import activation_sites, build
+from fewbits.search.costs import CostTable, Form, node_times, pattern_of, shapes_seen, table_of
 from fewbits.search.draft import draft_plan, forms_without_data
 from fewbits.search.preparing import Prepared
 from fewbits.targets import may_be_dynamic, place
@@ -34,6 +35,10 @@ from fewbits.targets.base import Kind
 
 LIGHT_FLOAT = "light_float"
 DYNAMIC = "dynamic"
+BY_COST = "by_cost"
+# Runs of a profile of which costs are read, and patterns that are tried in float: each takes two files and a second.
+_COSTED_RUNS = 16
+_PATTERNS_TRIED = 8
 # Seconds for which two files are timed; the interval narrows with their root.
 _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
@@ -71,6 +76,7 @@ class Repairs:
       trials: What was measured of each that was tried.
       integer_nodes: Nodes that ran in integers without repairs; None where nothing was tried.
       float_nodes: Those that ran in float.
+      costs: What each pattern of layers costs in each form, and which form it got; None where forms were not chosen.
     """
 
     before: tuple[FloatIsland, ...] = ()
@@ -78,6 +84,7 @@ class Repairs:
     trials: tuple[RepairTrial, ...] = ()
     integer_nodes: int | None = None
     float_nodes: int | None = None
+    costs: CostTable | None = None
 
 
 NO_REPAIRS = Repairs()
@@ -181,14 +188,90 @@ class _Loop:
             if other is not None and self.better(repair.name, repair.what, best, other):
                 best = other
         best = self._lightened(best)
+        best, costs = self._by_cost(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
         return best, Repairs(
             before=islands,
-            kept=(*kept, *(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT))),
+            kept=(*kept, *(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT, BY_COST))),
             trials=tuple(self._trials),
             integer_nodes=integer,
             float_nodes=floats,
+            costs=None if costs is None else replace(costs, repairs=tuple(kept)),
         )
+
+    def _by_cost(self, best: _State) -> tuple[_State, CostTable | None]:
+        """Returns the best way with each pattern of layers in the form that is fastest here, and what each costs."""
+        request, target = self._prepared.request, self._prepared.target
+        if not target.dynamic or not request.searches:
+            return best, None
+        model = best.model
+        able = set(may_be_dynamic(model.view, target))
+        files = {
+            Form.FLOAT: self.built(model, tuple(op.name for op in model.view.ops)),
+            Form.STATIC: self.built(model, ()),
+            **({Form.DYNAMIC: self.built(model, (), tuple(sorted(able)))} if able else {}),
+        }
+        static = set(place(model.view, target).integer)
+        running = {Form.FLOAT: static | able, Form.STATIC: static, Form.DYNAMIC: able}
+        nodes = {form: self._profiled(state) for form, state in files.items()}
+        patterns = _patterns(model, nodes[Form.FLOAT], running[Form.FLOAT])
+        table = table_of(
+            {form: node_times(found, model.view) for form, found in nodes.items()},
+            {form: running[form] for form in files},
+            patterns,
+            runtime=RUNTIMES[target.runtime].name,
+            target=target.full_name,
+            threads=self._options.threads,
+        )
+        best = self._cheapest_products(best, table, patterns, able)
+        for pattern in table.dearer_in_integers()[:_PATTERNS_TRIED]:
+            best = self._in_float(best, pattern, tuple(n for n, p in patterns.items() if p == pattern))
+        chosen = {pattern: _form(best, patterns, pattern) for pattern in dict.fromkeys(patterns.values())}
+        return best, replace(table, chosen=chosen)
+
+    def replayed(self, costs: CostTable) -> tuple[_State, Repairs]:
+        """Returns the way that a cost table of an earlier run says: nothing is timed."""
+        model, target = self._prepared.model, self._prepared.target
+        for name in costs.repairs:
+            made = repaired(model, BY_NAME[name]) if name in BY_NAME else None
+            model = made or model
+        nodes = {*place(model.view, target).integer, *may_be_dynamic(model.view, target)}
+        floats = self._profiled(self.built(model, tuple(op.name for op in model.view.ops)), runs=1)
+        patterns = _patterns(model, floats, nodes)
+        forms = {name: costs.chosen.get(pattern) for name, pattern in patterns.items()}
+        keep_float = tuple(name for name, form in forms.items() if form is Form.FLOAT)
+        dynamic = tuple(name for name, form in forms.items() if form is Form.DYNAMIC)
+        kept = tuple(name for name in costs.repairs if name in {step.name for step in model.steps})
+        others = tuple(name for name in costs.repairs if name not in BY_NAME)
+        state = self.built(model, keep_float, dynamic)
+        return state, Repairs(kept=(*kept, *others), costs=costs)
+
+    def _cheapest_products(self, best: _State, table: CostTable, patterns: dict[str, str], able: set[str]) -> _State:
+        """Returns the best way, or the one in which each product has the form that took least time."""
+        cheapest = {p: min(costs, key=lambda form: costs[form]) for p, costs in table.microseconds.items()}
+        wanted = {name: cheapest.get(patterns[name], Form.STATIC) for name in able}
+        dynamic = tuple(sorted(name for name, form in wanted.items() if form is Form.DYNAMIC))
+        floats = {name for name, form in wanted.items() if form is Form.FLOAT}
+        keep_float = tuple(sorted({*best.keep_float} - able | floats))
+        if not able or (set(dynamic) == set(best.dynamic) and set(keep_float) == set(best.keep_float)):
+            return best
+        other = self.built(best.model, keep_float, dynamic)
+        return other if self.better(BY_COST, "each product in the form that took least time", best, other) else best
+
+    def _in_float(self, best: _State, pattern: str, names: tuple[str, ...]) -> _State:
+        """Returns the best way, or the one with all nodes of a pattern left float."""
+        if set(names) <= set(best.keep_float) or set(names) & set(best.dynamic):
+            return best
+        other = self.built(best.model, tuple(sorted({*best.keep_float, *names})), best.dynamic)
+        what = f"left float: {len(names)} x {pattern}"
+        return other if self.better(BY_COST, what, best, other) else best
+
+    def _profiled(self, state: _State, *, runs: int = _COSTED_RUNS) -> tuple[ExecutedNode, ...]:
+        with tempfile.TemporaryDirectory(prefix="fewbits-costs-") as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(state.data)
+            runtime = RUNTIMES[self._prepared.target.runtime]
+            return runtime.executed(file, self._options, self._feeds, runs=runs)
 
     def _with(self, best: _State, repair: Repair) -> _State | None:
         """Returns the best way with one repair more; None where that changes nothing."""
@@ -239,6 +322,20 @@ class _Loop:
         return executed.islands, executed.count(Numbers.INTEGER), executed.count(Numbers.FLOAT)
 
 
+def _patterns(model: OnnxModel, run: tuple[ExecutedNode, ...], nodes: set[str]) -> dict[str, str]:
+    """Returns the patterns of nodes, by the shapes that they had in a run of the float model."""
+    shapes = shapes_seen(run, model.view)
+    return {op.name: pattern_of(op, model.view, shapes) for op in model.view.ops if op.name in nodes}
+
+
+def _form(state: _State, patterns: dict[str, str], pattern: str) -> Form:
+    """Returns the form of the nodes of a pattern: they all have the same."""
+    name = next(name for name, found in patterns.items() if found == pattern)
+    if name in state.keep_float:
+        return Form.FLOAT
+    return Form.DYNAMIC if name in state.dynamic else Form.STATIC
+
+
 def _light(model: OnnxModel, prepared: Prepared) -> tuple[str, ...]:
     """Returns the nodes without weights that would run in integers."""
     target = prepared.target
@@ -258,7 +355,8 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
       options: Of the timed sessions.
       feeds: One example.
     """
-    best, repairs = _Loop(prepared, options, feeds).run(statistics)
+    loop, costs = _Loop(prepared, options, feeds), prepared.request.costs
+    best, repairs = loop.run(statistics) if costs is None else loop.replayed(costs)
     if best.model is not prepared.model:
         model = best.model
         prepared = replace(prepared, model=model, placement=place(model.view, prepared.target))

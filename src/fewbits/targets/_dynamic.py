@@ -11,7 +11,7 @@ from dataclasses import replace
 from fewbits.numerics.granularity import PerChannel
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, OpView, Role, Site
-from fewbits.targets._placement import PlacedSite, Placement, Reason, place
+from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, place
 from fewbits.targets._stored import storable, stored_rule
 from fewbits.targets.base import DynamicRule, Target
 
@@ -33,10 +33,11 @@ def place_forms(
       graph: The model, passes done.
       target: The rules.
       keep_float: Nodes that stay float although they need not.
-      dynamic: Nodes that quantize their inputs as they come; those of which the target cannot do so are left out.
+      dynamic: Nodes that quantize their inputs as they come, besides those that run in integers in no other way; those
+        that the target cannot run so are left out.
     """
     floats = set(keep_float)
-    nodes = with_all_readers(graph, target, set(dynamic) - floats)
+    nodes = with_all_readers(graph, target, ({*dynamic} | only_dynamic(graph, target)) - floats)
     static = place(graph, target, keep_float=floats | nodes)
     sites = (*static.sites, *dynamic_sites(graph, target, nodes))
     taken = {placed.site.name for placed in sites}
@@ -47,6 +48,12 @@ def place_forms(
         kept_float={name: reason for name, reason in static.kept_float.items() if name not in nodes},
         dynamic=tuple(op.name for op in graph.ops if op.name in nodes),
     )
+
+
+def only_dynamic(graph: GraphView, target: Target) -> set[str]:
+    """Returns the nodes that run in integers with inputs quantized as they come, and in no other way."""
+    able = may_be_dynamic(graph, target) if target.dynamic else ()
+    return {name for name in able if isinstance(candidate(graph.by_name[name], graph, target), Reason)}
 
 
 def place_dynamic(graph: GraphView, target: Target) -> Placement:

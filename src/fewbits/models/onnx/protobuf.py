@@ -82,3 +82,9 @@ def tensors(proto: Any) -> Iterator[Any]:
 def opset(proto: Any) -> int:
     """Returns the version of the standard operators; 0 where the file states none."""
     return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def quantizes_batches(model: bytes | Path) -> bool:
+    """Returns whether a file quantizes inputs by the range of each run: its answers then depend on the whole batch."""
+    proto = parse(model.read_bytes() if isinstance(model, Path) else model, "the model")
+    return any(node.op_type.startswith("DynamicQuantize") for graph in graphs(proto) for node in graph.node)

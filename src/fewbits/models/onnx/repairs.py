@@ -49,8 +49,8 @@ REPAIRS: tuple[Repair, ...] = (
     Repair(name="norm_to_conv", what="BatchNormalization as depthwise convolution", make=NormToConv),
     Repair(name="pool_to_conv", what="average pooling as depthwise convolution", make=PoolToConv),
     Repair(name="deconv_to_conv", what="transposed convolution as convolution and shuffle", make=DeconvToConv),
-    Repair(name="linear_to_gemm", what="linear layers of rank 3 with the bias in the accumulator", make=LinearToGemm),
     Repair(name="sum_before_norm", what="sums before LayerNormalization kept from a slow fusion", make=SumBeforeNorm),
+    Repair(name="linear_to_gemm", what="linear layers of rank 3 with the bias in the accumulator", make=LinearToGemm),
     Repair(name="whole_gelu", what="GELU as one operator", make=WholeGelu, opset=20),
 )
 BY_NAME = {repair.name: repair for repair in REPAIRS}

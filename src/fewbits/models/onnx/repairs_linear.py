@@ -215,12 +215,19 @@ def _cone(last: ir.Node, stop: ir.Value | None = None) -> tuple[list[ir.Node], l
             if value is None:
                 continue
             before = value.producer()
-            wanted = before is not None and before.op_type in (*_ARITHMETIC, "Erf") and is_standard(before)
+            wanted = before is not None and _is_arithmetic(before)
             if value is stop or not wanted or before is None or not _is_inner(value, last):
                 leaves[value] = None
             else:
                 waiting.append(before)
     return list(inside), list(leaves)
+
+
+def _is_arithmetic(node: ir.Node) -> bool:
+    """Returns whether a node computes with single constants only; adding one number a channel is a layer's bias."""
+    if node.op_type not in (*_ARITHMETIC, "Erf") or not is_standard(node):
+        return False
+    return all(array is None or array.size == 1 for array in map(constant_of, node.inputs))
 
 
 def _is_inner(value: ir.Value, last: ir.Node) -> bool:
