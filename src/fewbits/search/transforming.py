@@ -27,6 +27,7 @@ from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
+from fewbits.search.layerwise import learning_part
 from fewbits.targets.base import Target
 
 SMOOTHING = "smoothing"
@@ -181,15 +182,17 @@ def _smoothing(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidenc
 def channels_of(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidence) -> dict[str, Channels]:
     """Returns what each channel of the links' tensors was seen to be, by tensor.
 
-    Examples come in fixed shards and in order, so that the sums of squares are the same each time.
+    Only of the examples that layers learn from: the others tell whether it helped. They come in fixed shards and in
+    order, so that the sums of squares are the same each time.
     """
+    seen = learning_part(evidence.indices)
     axes = {taker.source: taker.source_axis for link in links for taker in link.takers}
     low: dict[str, np.ndarray] = {}
     high: dict[str, np.ndarray] = {}
     total: dict[str, np.ndarray] = {}
     count = dict.fromkeys(axes, 0)
     session = RUNTIMES["ort"].open(model.serialized(extra_outputs=tuple(axes)), run_options(model, Options()))
-    for feeds, _ in model_batches(model, evidence.dataset, evidence.indices, size=shard_size(model)):
+    for feeds, _ in model_batches(model, evidence.dataset, seen, size=shard_size(model)):
         outputs = {**feeds, **session.run(feeds)}
         for name, axis in axes.items():
             rows = np.moveaxis(outputs[name], axis, -1).reshape(-1, outputs[name].shape[axis])
