@@ -5,8 +5,9 @@
 
 Each row is a file that ONNX Runtime opens: onnxruntime's own quantizers, and fewbits with forced schemes and with a
 budget. All calibrate on calibration.npz and are judged on eval.npz, whose documents none has seen. The loss is top-1
-against the true labels, with its one-sided 95 % bound; flips are answers made wrong / made right; times of one example
-in one thread, interleaved. Needs torch, and ../shared/data/text beside the repository.
+against the true labels, with its one-sided 95 % bound (of independent examples; the verdict on a budget takes
+those of a passage for one); flips are answers made wrong / made right; times of one example in one thread, interleaved.
+Needs torch, and ../shared/data/text beside the repository.
 """
 
 from __future__ import annotations
