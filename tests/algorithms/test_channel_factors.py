@@ -141,11 +141,13 @@ def readings(seed: int, spread: float) -> list[Reading]:
 def test_the_predicted_error_is_that_of_rounding(seed: int) -> None:
     """Channels that the factors make alike, rounded for real: the squared error of the outputs, summed over outputs."""
     rng = np.random.default_rng(seed)
-    factors = np.exp2(rng.integers(-3, 4, 40)).astype(np.float32)
+    own = np.exp2(rng.integers(-3, 4, 10)).astype(np.float32)
+    factors = np.repeat(own, 4)  # ten channels, four taps of a kernel each
     weight = (rng.standard_normal((24, 40)) / factors).astype(np.float32)
     inputs = rng.uniform(-1, 1, (20_000, 40)) * factors
-    seen = Channels(low=inputs.min(axis=0), high=inputs.max(axis=0), power=(inputs**2).mean(axis=0))
-    told = predicted_error([reading(grouped(weight, axis=1), seen)], factors, **STEPS)
+    taps = inputs.reshape(-1, 10, 4)
+    seen = Channels(low=taps.min(axis=(0, 2)), high=taps.max(axis=(0, 2)), power=(taps**2).mean(axis=(0, 2)))
+    told = predicted_error([reading(grouped(weight.reshape(24, 10, 2, 2), axis=1), seen)], own, **STEPS)
     scaled, small = weight * factors, inputs / factors
     rows = np.abs(scaled).max(axis=1, keepdims=True) / 127
     step = (small.max() - small.min()) / 255
