@@ -177,17 +177,7 @@ class _Loop:
         """Returns the best way found, and what was tried."""
         first = best = self._start(statistics)
         islands, integer, floats = self._executed(first)
-        best = self._lightened(best)
-        for repair in REPAIRS:
-            try:
-                other = self._with(best, repair)
-            except FewbitsError as error:
-                trial = RepairTrial(name=repair.name, what=repair.what, speedup=None, kept=False, failed=str(error))
-                self._trials.append(trial)
-                continue
-            if other is not None and self.better(repair.name, repair.what, best, other):
-                best = other
-        best = self._lightened(best)
+        best = self._lightened(self._both_ways(first))
         best, costs = self._by_cost(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
         return best, Repairs(
@@ -198,6 +188,34 @@ class _Loop:
             float_nodes=floats,
             costs=None if costs is None else replace(costs, repairs=tuple(kept)),
         )
+
+    def _both_ways(self, first: _State) -> _State:
+        """Returns the best of two ways: repairs with operators without weights in integers, and with them in float.
+
+        One repair may pay only beside another, and only in one of the two: neither way is the better start for all.
+        """
+        start = self._dynamic(first) if self._may_choose else first
+        best, mark = self._with_repairs(start), len(self._trials)
+        light = self._light_float(start) if self._may_choose_light else start
+        if light is start:
+            return best
+        other = self._with_repairs(light)
+        wins = self.better(LIGHT_FLOAT, "the repairs with operators without weights left float", best, other)
+        lost = slice(0, mark) if wins else slice(mark, len(self._trials))
+        self._trials[lost] = [replace(t, kept=t.kept and t.name == DYNAMIC) for t in self._trials[lost]]
+        return other if wins else best
+
+    def _with_repairs(self, best: _State) -> _State:
+        for repair in REPAIRS:
+            try:
+                other = self._with(best, repair)
+            except FewbitsError as error:
+                trial = RepairTrial(name=repair.name, what=repair.what, speedup=None, kept=False, failed=str(error))
+                self._trials.append(trial)
+                continue
+            if other is not None and self.better(repair.name, repair.what, best, other):
+                best = other
+        return best
 
     def _by_cost(self, best: _State) -> tuple[_State, CostTable | None]:
         """Returns the best way with each pattern of layers in the form that is fastest here, and what each costs."""
@@ -291,10 +309,17 @@ class _Loop:
 
     def _lightened(self, best: _State) -> _State:
         """Returns the best way with products that quantize their inputs as they come, and with less in integers."""
-        if self._prepared.request.dynamic_only:
-            return best
-        best = best if best.dynamic or self._prepared.request.scheme is not None else self._dynamic(best)
-        return best if best.keep_float else self._light_float(best)
+        best = best if best.dynamic or not self._may_choose else self._dynamic(best)
+        return best if best.keep_float or not self._may_choose_light else self._light_float(best)
+
+    @property
+    def _may_choose(self) -> bool:
+        """Whether a product may get ranges of each run: a forced scheme says which it has."""
+        return self._prepared.request.scheme is None
+
+    @property
+    def _may_choose_light(self) -> bool:
+        return not self._prepared.request.dynamic_only
 
     def _light_float(self, best: _State) -> _State:
         light = _light(best.model, self._prepared)

@@ -18,6 +18,7 @@ from fewbits.models.onnx.model import OnnxModel, serialize
 from fewbits.models.onnx.normal_forms import ClipFirst
 from fewbits.models.onnx.probing import PASS_TOLERANCE, bounds_for_conversion, compare_outputs, start_probe
 from fewbits.models.onnx.protobuf import parse
+from fewbits.models.onnx.repairs_channels import FillChannels
 from fewbits.models.onnx.repairs_convolution import DeconvToConv, NormToConv, PoolToConv
 from fewbits.models.onnx.repairs_linear import LinearToGemm, SumBeforeNorm, WholeGelu
 from fewbits.models.onnx.repairs_saturation import SaturatingSwish, SubToAdd
@@ -47,6 +48,7 @@ REPAIRS: tuple[Repair, ...] = (
     Repair(name="saturating_swish", what="HardSwish and HardSigmoid as sums that saturate", make=SaturatingSwish),
     Repair(name="sub_to_add", what="subtraction of a fixed tensor as addition", make=SubToAdd),
     Repair(name="norm_to_conv", what="BatchNormalization as depthwise convolution", make=NormToConv),
+    Repair(name="fill_channels", what="channels of depthwise layers filled up to vectors", make=FillChannels),
     Repair(name="pool_to_conv", what="average pooling as depthwise convolution", make=PoolToConv),
     Repair(name="deconv_to_conv", what="transposed convolution as convolution and shuffle", make=DeconvToConv),
     Repair(name="sum_before_norm", what="sums before LayerNormalization kept from a slow fusion", make=SumBeforeNorm),
