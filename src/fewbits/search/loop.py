@@ -479,7 +479,7 @@ class BudgetLoop:
     def _weights(self, name: str) -> tuple[str, ...]:
         """Returns the weights of a node that multiplies integers."""
         op, target = self._task.model.view.by_name[name], self._task.target
-        if name in self._task.dynamic:
+        if name in self._task.dynamic or op.op not in target.rules:
             return target.dynamic[op.op].weight_inputs(op)
         weight = target.rules[op.op].weight_input(op)
         return () if weight is None else (weight,)

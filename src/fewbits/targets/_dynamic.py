@@ -17,6 +17,7 @@ from fewbits.targets.base import DynamicRule, Target
 
 # A table of fewer elements is not worth the three small operators that pick and scale its rows.
 _LEAST_TABLE = 16_384
+_FIXED_RANGES = "its inputs could be quantized with fixed ranges only, and none are asked for"
 _ROWS = "rows of codes with a scale each, dequantized as they are picked"
 
 
@@ -59,7 +60,10 @@ def only_dynamic(graph: GraphView, target: Target) -> set[str]:
 def place_dynamic(graph: GraphView, target: Target) -> Placement:
     """Returns where nothing needs calibration: products whose inputs are quantized as they come, tables as codes."""
     nodes = may_be_dynamic(graph, target)
-    return place_forms(graph, target, keep_float=set(place(graph, target).integer) - set(nodes), dynamic=nodes)
+    others = set(place(graph, target).integer) - set(nodes)
+    placed = place_forms(graph, target, keep_float=others, dynamic=nodes)
+    fixed = Reason(slug="kept-by-choice", text=_FIXED_RANGES)
+    return replace(placed, kept_float={n: fixed if n in others else r for n, r in placed.kept_float.items()})
 
 
 def row_sites(graph: GraphView, target: Target) -> Iterator[PlacedSite]:
