@@ -3,9 +3,9 @@
 ResNet-18, MobileNetV2, ViT-tiny, MiniLM-L6, MobileNetV3-large, EfficientNet-B0, an LSTM and a GRU, with published
 shapes and random but live weights: the table is about speed. So that nobody wins by nonsense, each row also has its
 closeness to the float model on examples that nobody has seen: KL of the softmax, SQNR of the logits, and answers that
-change. "fewbits w8a8" is everything that can run in integers; "fewbits, its own pick" is the search with
-``--max-drop``. Random weights have no labels: the float model's own answers are taken, so that a loss is an answer
-that changed.
+change. "fewbits w8a8" is everything that can run in integers; "fewbits, its own pick" is the search. Random weights
+answer at random, and no answer of theirs is worth keeping: the search's metric calls every answer right, so that it picks
+by speed alone. Both run with ``effort="fast"``. Files that quantize by the range of each run are compared one by one.
 
 All files of a table are timed in turn in one process. The second tables are of OpenVINO, as the machine is and with
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI. NNCF and onnx-neural-compressor run in Pythons of their own, which the caller
@@ -34,6 +34,7 @@ import networks
 import speed_files
 from common import Array
 from fewbits.measurement.latency import LatencyResult, measure_latency
+from fewbits.models.onnx.protobuf import quantizes_batches
 from fewbits.runtimes import RUNTIMES, open_session
 from fewbits.runtimes.base import Numbers, Options
 from speed_files import FLOAT, NNCF_OPENVINO, OWN, Made, Work
@@ -52,7 +53,6 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=100, help="examples for calibration and all choices")
     parser.add_argument("--evaluation", type=int, default=300, help="examples for the verdict of fewbits' own pick")
     parser.add_argument("--judged", type=int, default=64, help="unseen examples for KL, SQNR and changed answers")
-    parser.add_argument("--budget", default="10%", help="answers that may change, for fewbits' own pick")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--nncf", type=Path, help="Python that has nncf, onnx and openvino")
     parser.add_argument("--inc", type=Path, help="Python that has onnx-neural-compressor")
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{common.TIMED}; {arguments.clock} clock; seed {common.SEED}")
     print(
         f"{arguments.calibration} examples calibrate, {arguments.evaluation} are the verdict's, {arguments.judged} are"
-        f" compared; its own pick may change {arguments.budget} of the float model's answers"
+        " compared; its own pick goes by speed alone"
     )
     found: dict[str, Any] = {}
     for name in arguments.shapes.split(","):
@@ -93,7 +93,6 @@ def prepared(name: str, folder: Path, arguments: argparse.Namespace) -> Work:
         calibration=paths[0],
         evaluation=paths[1],
         folder=folder,
-        budget=arguments.budget,
         pythons=pythons,
         without=tuple(word for word in arguments.without.split(",") if word),
     )
@@ -110,8 +109,9 @@ def write_labelled(path: Path, model: Path, name: str, n: int, seed: int) -> Non
 def predict(path: Path, name: str, n: int, seed: int) -> Array:
     """Returns the logits of n examples, [n, classes] float64, from the session that ``common.session`` opens."""
     opened = common.session(path)
-    starts = range(0, n, BATCH)
-    found = [opened.run(None, networks.examples(name, min(BATCH, n - i), seed, start=i))[0] for i in starts]
+    size = 1 if quantizes_batches(path) else BATCH
+    starts = range(0, n, size)
+    found = [opened.run(None, networks.examples(name, min(size, n - i), seed, start=i))[0] for i in starts]
     return np.concatenate(found).astype(np.float64)
 
 
