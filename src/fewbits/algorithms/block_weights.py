@@ -10,6 +10,8 @@ import numpy as np
 from fewbits._base.arrays import Array, to_numpy
 from fewbits._base.catalog import nearest
 from fewbits._base.errors import UsageError
+from fewbits.algorithms.exact_scales import exact_scales
+from fewbits.algorithms.half_quadratic import half_quadratic
 from fewbits.algorithms.rounders import ROUNDERS
 from fewbits.algorithms.rounders.gptq import Feedback, gptq_codes
 from fewbits.numerics.format import Int
@@ -26,8 +28,15 @@ _ELEMENTS = 1 << 16
 
 
 MINMAX, MSE, LARGE, WEIGHTED = "minmax", "mse", "large-mse", "weighted-mse"
-# How the scale of a block is chosen; the last one needs data.
-BLOCK_RULES = (MINMAX, MSE, LARGE, WEIGHTED)
+HALF_QUADRATIC, EXACT, EXACT_WEIGHTED = "hqq", "exact-mse", "exact-weighted-mse"
+# How the scale of a block is chosen.
+BLOCK_RULES = (MINMAX, MSE, LARGE, WEIGHTED, HALF_QUADRATIC, EXACT, EXACT_WEIGHTED)
+# Those that need data.
+_WEIGHED = (WEIGHTED, EXACT_WEIGHTED)
+# A sweep over all thresholds takes some seconds for a million weights of 4 bits. Codes of more bits have too many of
+# them, and a grid comes as near; larger weights are left to the grid for the sake of time.
+_MOST_SWEPT_BITS = 4
+_MOST_SWEPT = 1 << 21
 _TWO_BITS = 2
 # Rounders that need data.
 FED = ("gptq",)
@@ -35,7 +44,13 @@ FED = ("gptq",)
 
 def needs_inputs(rule: str | None, rounder: str | None) -> bool:
     """Returns whether scales or codes are chosen by the layer's inputs."""
-    return rule == WEIGHTED or rounder in FED
+    return rule in _WEIGHED or rounder in FED
+
+
+def rules_of_blocks(scheme: Scheme, elements: int) -> tuple[str, ...]:
+    """Returns the rules that are worth trying for a weight of so many elements in such blocks."""
+    swept = scheme.format.stored_bits <= _MOST_SWEPT_BITS and elements <= _MOST_SWEPT
+    return tuple(rule for rule in BLOCK_RULES if swept or rule not in (EXACT, EXACT_WEIGHTED))
 
 
 def range_without_data(scheme: Scheme, *, multiplied: bool) -> str:
@@ -78,7 +93,7 @@ def quantize_blocks(
     turned = scheme.granularity.axis % 2 == 0
     rows = np.ascontiguousarray(np.asarray(to_numpy(values)).T) if turned else np.asarray(to_numpy(values))
     lying = replace(scheme, granularity=PerGroup(axis=1, size=scheme.granularity.size))
-    importance = np.diagonal(np.asarray(second_moment)) if rule == WEIGHTED and second_moment is not None else None
+    importance = np.diagonal(np.asarray(second_moment)) if rule in _WEIGHED and second_moment is not None else None
     params = scales_of_blocks(rows, lying, rule, importance)
     if passed is not None and rounder == "gptq":
         found = QTensor(codes=gptq_codes(rows, passed, params), params=params)
@@ -102,7 +117,9 @@ def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array |
     d = sum h w q / sum h q^2. h is 1, or the importance under ``weighted-mse``. That is the error that counts for
     nearest codes; under error feedback, which shifts errors between columns, scales of ``mse`` serve better. Under
     ``large-mse`` h = w_k^2 + the mean square of the block: what 2 bits leave of a block is its large weights (KL of
-    KWT-1 to float 0.19 where ``mse`` gives 0.34; in 4 bits it gains nothing: benchmarks/bench_weight_only.py).
+    KWT-1 to float 0.19 where ``mse`` gives 0.34; in 4 bits it gains nothing: benchmarks/bench_weight_only.py). The
+    ``exact`` two have the errors of ``mse`` and ``weighted-mse``, and take the best scale of all there are
+    (``exact_scales``), beside zero points of ``mse`` or one less or more. ``hqq`` is ``half_quadratic``.
 
     Args:
       rows: [rows, K], finite float32.
@@ -125,13 +142,18 @@ def scales_of_blocks(rows: Array, scheme: Scheme, rule: str, importance: Array |
     search = _Search(scheme, padded.reshape(blocks, size).astype(np.float32), large=rule == LARGE)
     scale, zero = np.empty((count, blocks), np.float32), np.empty((count, blocks), np.float32)
     step = max(1, _ELEMENTS // (blocks * size))
+    chosen = {
+        MINMAX: search.widest,
+        HALF_QUADRATIC: search.half_quadratic,
+        EXACT: search.exact,
+        EXACT_WEIGHTED: search.exact,
+    }.get(rule, search.best)
     for start in range(0, count, step):
         part = values[start : start + step]
         if blocks * size != columns:
             part = np.pad(part, ((0, 0), (0, blocks * size - columns)))
         groups = part.reshape(len(part), blocks, size)
-        found = search.widest(groups) if rule == MINMAX else search.best(groups)
-        scale[start : start + step], zero[start : start + step] = found
+        scale[start : start + step], zero[start : start + step] = chosen(groups)
     return QParams(scheme=scheme, scale=scale, zero_point=zero)
 
 
@@ -172,6 +194,37 @@ class _Search:
                 least = np.where(better, error, least)
                 scale, zero = np.where(better, sign * fitted, scale), np.where(better, places, zero)
         return scale, zero
+
+    def exact(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scales with the least error of all, for each zero point that is tried; a tie keeps the grid's."""
+        scale, zero = self.best(groups)
+        weights = np.broadcast_to(self._weights(groups), groups.shape)
+        shape, flat = scale.shape, groups.reshape(-1, groups.shape[2])
+        tops = np.full(shape, -1.0)
+        low, high = self.format.min_value, self.format.max_value
+        start = zero
+        for shift in (0,) if self.symmetric else (0, -1, 1):
+            places = np.clip(start + shift, low, high)
+            for sign in (1, -1) if self.signed else (1,):
+                reach = places - low, high - places
+                below, above = (np.rint(r).astype(np.int64).reshape(-1) for r in reach)
+                found, gain = exact_scales(np.float32(sign) * flat, weights.reshape(flat.shape), below, above)
+                better = gain.reshape(shape) > np.maximum(tops, 0)
+                tops = np.where(better, gain.reshape(shape), tops)
+                scale = np.where(better, np.float32(sign) * found.reshape(shape), scale)
+                zero = np.where(better, places, zero)
+        return scale, zero
+
+    def half_quadratic(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scales, and zero points to whole codes, under which few weights err much."""
+        scale, zero = self.widest(groups)
+        side = np.where(scale < 0, np.float32(-1), np.float32(1))
+        turned, wide = groups * side[..., None], scale * side
+        if not self.symmetric:
+            _, real = half_quadratic(turned, wide, zero, self.format, fit="zero")
+            zero = np.clip(np.rint(real), self.format.min_value, self.format.max_value)
+        fitted, _ = half_quadratic(turned, wide, zero, self.format, fit="scale")
+        return side * fitted, zero
 
     def _part(self, groups: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns scales > 0 and zero points of a part of the range."""
