@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each batch size")
     parser.add_argument("--calibration", type=int, default=100, help="examples for a network with random weights")
     parser.add_argument("--evaluation", type=int, default=300, help="the same for its verdict")
-    parser.add_argument("--budget", default="20%", help="for a network with random weights")
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     print(common.machine())
@@ -67,7 +66,7 @@ def shape(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[Path,
     paths = [folder / f"{part}.npz" for part in ("calibration", "evaluation")]
     for i, (path, count) in enumerate(zip(paths, (arguments.calibration, arguments.evaluation), strict=True)):
         bench_speed.write_labelled(path, model, name, count, common.SEED + 2 + i)
-    made = speed_files.make(PICKED, _work(name, model, paths, folder, arguments.budget))
+    made = speed_files.make(PICKED, _work(name, model, paths, folder, ""))
     return model, made, networks.examples(name, max(BATCHES), common.SEED + 4)
 
 

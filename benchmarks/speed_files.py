@@ -48,6 +48,7 @@ class Work:
       evaluation: The same of other examples, for fewbits' verdict.
       folder: Where files go.
       pythons: Interpreters of other environments, by the word ``nncf`` or ``inc``.
+      budget: Loss that a trained network may have; empty for random weights, whose answers are all as good.
       without: Files whose names have one of these words are left out.
     """
 
@@ -57,6 +58,7 @@ class Work:
     evaluation: Path
     folder: Path
     pythons: Mapping[str, Path]
+    budget: str = ""
     without: tuple[str, ...] = ()
 
 
@@ -93,7 +95,7 @@ def make(name: str, work: Work) -> Made:
     arguments: dict[str, Any] = {"model": str(work.model), "data": str(work.calibration), "out": str(out)}
     if name in OWN or name.startswith("fewbits"):
         function = "speed_files:fewbits_file"
-        arguments |= {"evaluation": str(work.evaluation), "options": fewbits_options(name)}
+        arguments |= {"evaluation": str(work.evaluation), "options": fewbits_options(name, work.budget)}
     elif name in DYNAMIC:
         function, arguments = "speed_files:ort_dynamic", {**arguments, "per_channel": DYNAMIC[name]}
         del arguments["data"]
@@ -121,11 +123,13 @@ def make(name: str, work: Work) -> Made:
     )
 
 
-def fewbits_options(name: str) -> dict[str, Any]:
+def fewbits_options(name: str, budget: str = "") -> dict[str, Any]:
     """Returns what ``fewbits.quantize`` is told for a row; a word after "fewbits to" is the target."""
     if name == FORCED:
         return {"scheme": "w8a8", "allow_slower": True, "effort": "fast"}
     target = name.removeprefix("fewbits to ") if name.startswith("fewbits to ") else "ort-cpu"
+    if budget:
+        return {"max_drop": budget, "target": target}
     return {"max_drop": "19%", "metric": "speed_files:any_answer", "target": target, "effort": "fast"}
 
 
