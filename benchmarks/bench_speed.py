@@ -5,7 +5,8 @@ shapes and random but live weights: the table is about speed. So that nobody win
 closeness to the float model on examples that nobody has seen: KL of the softmax, SQNR of the logits, and answers that
 change. "fewbits w8a8" is everything that can run in integers; "fewbits, its own pick" is the search. Random weights
 answer at random, and no answer of theirs is worth keeping: the search's metric calls every answer right, so that it
-picks by speed alone. Both run with ``effort="fast"``. Files that quantize by the range of each run are compared one by one.
+picks by speed alone. Both run with ``effort="fast"``. Files that quantize by the range of each run are compared one by
+one.
 
 All files of a table are timed in turn in one process. The second tables are of OpenVINO, as the machine is and with
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI. NNCF and onnx-neural-compressor run in Pythons of their own, which the caller
