@@ -136,7 +136,9 @@ class _QdqSink(Sink):
         if outside is not None and array.nbytes >= LEAST_OUTSIDE_BYTES:
             tensor = outside.append(np.ascontiguousarray(array), name)
         else:
-            tensor = ir.tensor(np.array(array, order="C"), name=name)
+            tensor = ir.Tensor(
+                np.array(array, order="C"), name=name
+            )  # ir.tensor asks what it is for half a millisecond
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         (graph or self._graph).register_initializer(value)
         return value

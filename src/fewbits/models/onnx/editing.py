@@ -69,7 +69,7 @@ def fresh_name(graph: ir.Graph, base: str) -> str:
 def add_initializer(graph: ir.Graph, base: str, array: np.ndarray) -> ir.Value:
     """Returns a new initializer with a name that nothing else bears."""
     name = fresh_name(graph, base)
-    tensor = ir.tensor(np.array(array, order="C"), name=name)
+    tensor = ir.Tensor(np.array(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
