@@ -106,7 +106,7 @@ class Result:
             out.write(name, text.encode())
         out.commit(
             {"inputs": dict(self.plan.hashes), "versions": dict(self.plan.versions), "seed": self.plan.seed},
-            timing_files=TIMING_FILES,
+            timing_files=_timing_files(out),
         )
 
     def _write_data(self, out: OutputFolder) -> None:
@@ -431,6 +431,11 @@ def measure(
     )
 
 
+def _timing_files(out: OutputFolder) -> tuple[str, ...]:
+    """Returns the names of what a folder holds that depends on the clock: only a search has a cost table."""
+    return tuple(name for name in TIMING_FILES if out.path(name).exists())
+
+
 def report(folder: str | os.PathLike[str]) -> Path:
     """Rebuilds report.html and the model card of an output folder from its report.json; opens no model.
 
@@ -451,7 +456,8 @@ def report(folder: str | os.PathLike[str]) -> Path:
         for name, text in pages.items():
             out.write(name, text.encode())
         out.commit(
-            {key: manifest[key] for key in ("inputs", "versions", "seed") if key in manifest}, timing_files=TIMING_FILES
+            {key: manifest[key] for key in ("inputs", "versions", "seed") if key in manifest},
+            timing_files=_timing_files(out),
         )
     return place / "report.html"
 

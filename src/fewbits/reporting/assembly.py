@@ -9,13 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 from fewbits._base.cpu import cores, cpu_flags, cpu_name
+from fewbits.measurement.benchmark import Performance
 from fewbits.measurement.executed import mac_bits
 from fewbits.measurement.latency import Speedup, Timing
 from fewbits.numerics.granularity import PerGroup
 from fewbits.planning.macs import count_macs
 from fewbits.planning.record import Record
 from fewbits.reporting import schema
-from fewbits.reporting.words import faster, headline, smaller
+from fewbits.reporting.words import faster, halves_sentence, headline, smaller
 from fewbits.runtimes.base import Numbers
 from fewbits.search.building import SiteFacts
 from fewbits.search.finished import Finished, Judged, Ran
@@ -70,7 +71,9 @@ def assemble(run: Finished) -> schema.Report:
         reasons=_reasons(run),
     )
     sentence = f"Float model kept: {run.float_reason}." if run.float_kept else headline(report)
-    if run.judged is None and not run.float_kept:
+    if run.halved:
+        sentence = halves_sentence(report, run.float_reason or "")
+    elif run.judged is None and not run.float_kept:
         sentence = _weights_sentence(run, report)
     empty = schema.nulls(report)
     # A reason stands only where a value is missing.
@@ -218,13 +221,14 @@ def _stored_bytes(facts: SiteFacts) -> int:
 def _executed(run: Finished, ran: Ran) -> schema.Executed:
     executed = ran.executed
     left = {island.node for island in executed.islands}
-    mended = () if run.float_kept else tuple(i for i in run.repairs.before if i.node not in left)
+    floating = run.float_reason is not None
+    mended = () if floating else tuple(i for i in run.repairs.before if i.node not in left)
     return schema.Executed(
         integer_nodes=executed.count(Numbers.INTEGER),
         float_nodes=executed.count(Numbers.FLOAT),
-        integer_nodes_before=None if run.float_kept else run.repairs.integer_nodes,
-        float_nodes_before=None if run.float_kept else run.repairs.float_nodes,
-        repairs=None if run.float_kept or run.repairs.integer_nodes is None else run.repairs.kept,
+        integer_nodes_before=None if floating else run.repairs.integer_nodes,
+        float_nodes_before=None if floating else run.repairs.float_nodes,
+        repairs=None if floating or run.repairs.integer_nodes is None else run.repairs.kept,
         by_dtype=executed.by_dtype,
         kernels=executed.kernels,
         islands=tuple(
@@ -253,7 +257,7 @@ def _layers(run: Finished) -> tuple[schema.Layer, ...]:
                 bits_per_weight=32.0 if floating else None if facts is None else facts.bits_per_weight,
                 algorithm=algorithm,
                 sqnr_db=None if facts is None else facts.sqnr_db,
-                reason=run.float_reason or decision.reason if floating else decision.reason,
+                reason=(run.float_reason or "") if run.float_kept else decision.reason,
                 scale_bytes=0 if facts is None else facts.scale_bytes,
                 elements=tensor.elements,
             )
@@ -356,10 +360,20 @@ def _measured(ran: Ran) -> dict[str, Any]:
         "options": dict(performance.session_options),
         "runtime": performance.runtime,
         "memory": {"peak_bytes": performance.peak_bytes, "float_peak_bytes": performance.float_peak_bytes},
+        "integers_given_up": None if ran.integers is None else _given_up(ran.integers),
         "nodes": [
             {"node": node.name, "op": node.op, "numbers": node.numbers.value, "microseconds": node.microseconds}
             for node in ran.executed.nodes
         ],
+    }
+
+
+def _given_up(integers: Performance) -> dict[str, Any]:
+    """Returns the timing of the quantized file in whose stead 16-bit weights are handed over."""
+    return {
+        "quantized": _timing(integers.timing),
+        "speedup": _speedup(integers.speedup),
+        "blocks_ms": {name: list(blocks) for name, blocks in integers.latency.block_ms.items()},
     }
 
 

@@ -207,6 +207,22 @@ def headline(report: Report) -> str:
     return clean(report.headline) or f"{_verdict_sentence(report)}{_gain_clause(report)}."
 
 
+def halves_sentence(report: Report, why: str) -> str:
+    """Returns the first line where integers are given up and the float model is handed over with 16-bit weights.
+
+    Args:
+      report: What was measured.
+      why: Why no integers are handed over.
+    """
+    latency = report.latency
+    speed = faster(report)
+    if latency.speedup is not None and (not speed or speed.startswith("no clear")):
+        speed = "as fast as float"
+    gains = ", ".join(text for text in (smaller(report), speed) if text)
+    verdict = "" if report.metric.budget is None else f" {_verdict_sentence(report)}."
+    return f"16-bit weights: {gains}.{verdict} No integers: {clean(why)}."
+
+
 def worsens(metric: Metric, drop: float | None) -> str:
     """Returns the measured loss as a predicate: "falls by 0.33 points", "improves by 1%", "does not change"."""
     if drop is None:

@@ -65,12 +65,14 @@ class Ran:
       executed: The executed graph of the handed-over model.
       float_executed: The same of the float model.
       golden: Seeded inputs' outputs, by which the file can be verified later.
+      integers: Latency and memory of the integers that were given up for 16-bit weights; None where there are none.
     """
 
     performance: Performance
     executed: ExecutedGraph
     float_executed: ExecutedGraph
     golden: bytes
+    integers: Performance | None = None
 
 
 @final
@@ -80,10 +82,10 @@ class Finished:
 
     Args:
       prepared: What was asked and opened.
-      candidate: The best candidate, even where the float model is handed over instead.
+      candidate: What is handed over; where that is the float model, the best candidate.
       data: The file that is handed over.
       data_file: Its large tensors; None where they are inside.
-      float_reason: Why the float model is handed over, in words; None where it is not.
+      float_reason: Why no integers are handed over, in words; None where they are.
       trail: What the search tried.
       repairs: What was changed so that fewer nodes compute in float, and what it brought.
       ran: None where the models were not run; ``unmeasured`` says why.
@@ -93,6 +95,7 @@ class Finished:
       seconds: How long each stage took.
       warnings: What the reader must know.
       offers: What each target would give, where the fastest was to be taken; empty where one was named.
+      halved: Whether the float model is handed over with 16-bit weights.
       scratch: Holds the folder of the data file until the result is forgotten.
     """
 
@@ -110,12 +113,13 @@ class Finished:
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = field(default=())
     offers: tuple[Offer, ...] = ()
+    halved: bool = False
     scratch: Scratch | None = None
 
     @property
     def float_kept(self) -> bool:
-        """Whether the float model is handed over."""
-        return self.float_reason is not None
+        """Whether the float model itself is handed over, its weights in 32 bits."""
+        return self.float_reason is not None and not self.halved
 
     @property
     def verdict(self) -> Verdict | None:

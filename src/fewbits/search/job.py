@@ -16,7 +16,7 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.evidence import smallest_certifiable_budget
 from fewbits.evidence.verdict import decide
 from fewbits.flow import Learned, observe
-from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance, quick_speedup
+from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
 from fewbits.measurement.outcome import Outcome, Reference
@@ -32,22 +32,20 @@ from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offe
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build, running_dynamic
 from fewbits.search.calibrated import unchanging_sites, untaken_branches
+from fewbits.search.cutting import MOST_EXAMPLES, cut, cuttable
 from fewbits.search.draft import draft_dynamic, draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
-from fewbits.search.handing_over import (
-    mended_reason,
-    mended_wins,
-    not_worth_it,
-    share_of_mending,
-    slower_but_smaller,
-)
-from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
+from fewbits.search.halving import Halves, as_fast, draft_halves, judges_alike, saves, told_of
+from fewbits.search.handing_over import choose_file
+from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part, learning_part
 from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, BudgetLoop, Task, Trial, close_enough
 from fewbits.search.memory import refuse_too_little
+from fewbits.search.paying import hopeless, is_refuted, loses_speed, pays
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
+from fewbits.search.stages import Stages
 from fewbits.search.transforming import Evidence, Variant, after_transforms, before_transforms, replayed, variants
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Placement, place, place_forms
@@ -55,14 +53,6 @@ from fewbits.targets import Placement, place, place_forms
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
 _NO_DATA = "no data were given to judge on"
-# Over float, the speed below which integers are not worth their loss.
-_WORTH_INTEGERS = 1.05
-# Over the file that came in, what a mended float model may have in bytes (float16 widened has twice as many).
-_AS_SMALL = 1.1
-# The part of its speed that a file must keep when a node goes back to float for closeness alone.
-_FREE = 0.97
-# Seconds after which it is plain whether a candidate is slower than float.
-_QUICK_SECONDS = 1.0
 
 
 def run(request: Request) -> Finished:
@@ -125,9 +115,11 @@ class _Job:
 
     def __init__(self, prepared: Prepared, scratch: Scratch) -> None:
         self._prepared = prepared
+        # Its model as it was opened, and as repairs left it; both before factors are folded in.
+        self._opened = self._mended = prepared.model
         self._request = prepared.request
         self._scratch = scratch
-        self._clock = _Stages()
+        self._clock = Stages()
         self._options = session_options(prepared.target, threads=prepared.request.threads)
         self._notes: list[str] = []
         self._statistics = Statistics(histograms={}, examples=0)
@@ -139,12 +131,12 @@ class _Job:
         """Returns the finished run."""
         request = self._request
         plan, trail, repairs = self._plan()
-        model = self._prepared.model
         data_file = self._data_file()
         candidate = self._finalize(plan, data_file)
         float_reason = self._no_integers(candidate)
         unmeasured = "" if self._prepared.parts is not None else _NO_DATA
-        ran, judged, mend = None, None, False
+        ran, judged, halves = None, None, None
+        data = candidate.data
         too_large = self.too_large()
         if too_large is not None:
             unmeasured = too_large
@@ -152,44 +144,49 @@ class _Job:
         else:
             files = self._write(candidate, data_file)
             feeds = self._one_example()
-            performance = self._performance(files, feeds)
-            choosing = request.plan is None and not request.allow_slower
-            if float_reason is None:
-                float_reason = self._by_rows(files[1])
-            if float_reason is None and choosing:
-                float_reason = not_worth_it(performance)
-                self._notes += slower_but_smaller(performance, float_reason)
-            small = len(files) > 2 and files[2].size <= _AS_SMALL * files[0].size
-            mend = choosing and float_reason is None and small and mended_wins(performance)
-            if mend:
-                float_reason = mended_reason(performance)
-                self._notes += slower_but_smaller(performance, float_reason, over=performance.over_mended)
-            elif float_reason is None:
-                self._notes += share_of_mending(performance)
+            timed = performance = self._performance(files, feeds)
+            choice = choose_file(
+                performance,
+                files,
+                float_reason=self._by_rows(files[1]) if float_reason is None else float_reason,
+                choosing=request.plan is None and not request.allow_slower,
+            )
+            float_reason, mended = choice.float_reason, choice.mended
+            self._notes += choice.notes
+            handed = files[1 if float_reason is None else 2 if mended else 0]
             if float_reason is not None:
-                performance = performance.of_mended(files[2].size) if mend else performance.of_float()
+                halves = self._halved(files, feeds, data_file, performance, mended=mended)
+            if halves is not None:
+                handed, performance, candidate = halves.file, halves.performance, halves.candidate
+                self.use(halves.model, self._statistics)
+                self._notes.append(told_of(float_reason or ""))
+            elif float_reason is not None:
+                performance = performance.of_mended(files[2].size) if mended else performance.of_float()
                 candidate = replace(candidate, plan=_all_float(candidate.plan, float_reason))
-            handed = files[2 if mend else 0 if float_reason is not None else 1]
-            judged = self._judge(handed)
-            self._notes += () if float_reason is not None else self._sessions(handed)
+            judged = self._judge(handed) if halves is None else halves.judged
+            if float_reason is None or halves is not None:
+                self._notes += self._sessions(handed)
             ran = self._ran(handed, files[0], feeds, candidate, performance, float_reason)
-        data = candidate.data
-        if float_reason is not None:
-            data, data_file = self._float_files(data_file)
-        if mend:
-            data = files[2].model.read_bytes()
+            if halves is not None:
+                ran = replace(ran, integers=timed)
+            data = handed.model.read_bytes()
+        if float_reason is not None and halves is None and data_file is not None:
+            data = self._float_file(data_file)
+        elif float_reason is not None and ran is None:
+            data = self._prepared.model.original
         return Finished(
             prepared=self._prepared,
             candidate=candidate,
             data=data,
             data_file=data_file,
             float_reason=float_reason,
+            halved=halves is not None,
             trail=trail,
             repairs=repairs,
             ran=ran,
             judged=judged,
             unmeasured=unmeasured,
-            graph=model.view,
+            graph=self._prepared.model.view,
             seconds=self._clock.seconds,
             warnings=(*self._prepared.warnings, *self._notes),
             scratch=self._scratch,
@@ -250,6 +247,7 @@ class _Job:
         with self._clock.stage("repair"):
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
         self._prepared, self._statistics = repaired.prepared, repaired.statistics
+        self._mended = repaired.prepared.model
         if not request.searches:
             with self._clock.stage("layers"):
                 return self._taught(self._transformed(repaired)), (), repaired.repairs
@@ -372,7 +370,26 @@ class _Job:
                 found = self._distance(taught, reference)
                 if found.quality.gauge < least.quality.gauge:
                     best, least = taught, found
+            if not close_enough(least) and TAUGHT[self._request.effort] == len(LESSONS):
+                narrower = self._cut(best)
+                if narrower is not best and self._distance(narrower, reference).quality.gauge < least.quality.gauge:
+                    best = narrower
         return best
+
+    def _cut(self, plan: Plan) -> Plan:
+        """Returns the plan with ranges cut where a LeakyRelu shrinks what is clipped, by examples that layers saw."""
+        prepared, parts = self._prepared, self._prepared.parts
+        sites = cuttable(prepared.model, plan, self._statistics)
+        if parts is None or not sites:
+            return plan
+        learned = self._layerwise().of(plan)
+        with self._reference(learning_part(parts.calibration)[:MOST_EXAMPLES]) as reference:
+
+            def distance(tried: Plan) -> float:
+                built = build(prepared.model, tried, prepared.target, self._statistics, learned=learned)
+                return reference.compare(built.data, self._request.progress, stage="ranges").quality.gauge
+
+            return cut(plan, sites, distance)
 
     def _lessons(self, plan: Plan) -> Plan:
         """Returns the plan with all that its layers may learn."""
@@ -404,11 +421,11 @@ class _Job:
             return None
         return (self._request.scratch or self._scratch.folder) / DATA_FILE
 
-    def _finalize(self, plan: Plan, data_file: Path | None) -> Candidate:
-        """Returns the candidate with the metadata that its file carries."""
+    def _finalize(self, plan: Plan, data_file: Path | None, model: OnnxModel | None = None) -> Candidate:
+        """Returns the candidate with the metadata that its file carries; of the model as it is now if none is given."""
         metadata = {"fewbits.version": VERSION, "fewbits.target": self._prepared.target.full_name}
         return build(
-            self._prepared.model,
+            self._prepared.model if model is None else model,
             plan,
             self._prepared.target,
             self._statistics,
@@ -439,18 +456,23 @@ class _Job:
         model = self._prepared.model
         own = self._scratch.folder
         (own / "float.onnx").write_bytes(model.original)
-        (own / MODEL_FILE).write_bytes(candidate.data)
-        outside = None if data_file is None else data_file.parent
-        size = 0 if data_file is None else data_file.stat().st_size
         files = (
             ModelFiles(model=own / "float.onnx", data_folder=model.folder, external_bytes=model.external_bytes),
-            ModelFiles(model=own / MODEL_FILE, data_folder=outside, external_bytes=size),
+            self._file(MODEL_FILE, candidate.data, data_file),
         )
         if model.folder is not None or not model.steps or not candidate.plan.quantized:
             return files
         empty = Plan(target=self._prepared.target.full_name, decisions=())
         (own / "mended.onnx").write_bytes(self._finalize(empty, None).data)
         return (*files, ModelFiles(model=own / "mended.onnx"))
+
+    def _file(self, name: str, data: bytes, data_file: Path | None) -> ModelFiles:
+        """Returns a model that we made as a file, with its large tensors in our data file if there is one."""
+        model = self._scratch.folder / name
+        model.write_bytes(data)
+        if data_file is None:
+            return ModelFiles(model=model)
+        return ModelFiles(model=model, data_folder=data_file.parent, external_bytes=data_file.stat().st_size)
 
     def _by_rows(self, file: ModelFiles) -> str | None:
         """Returns why the quantized file is not handed over: it answers one example otherwise than several."""
@@ -485,14 +507,42 @@ class _Job:
             options=replace(self._options, data_folder=handed.data_folder),
         )
 
-    def _float_files(self, data_file: Path | None) -> tuple[bytes, Path | None]:
-        """Returns the float model as it is handed over: as it came, or with its large tensors in our data file."""
-        model = self._prepared.model
-        if data_file is None:
-            return model.original, None
+    def _halved(
+        self,
+        files: tuple[ModelFiles, ...],
+        feeds: dict[str, np.ndarray],
+        data_file: Path | None,
+        performance: Performance,
+        *,
+        mended: bool,
+    ) -> Halves | None:
+        """Returns the float model with 16-bit weights, where a search may hand that over and it is as good as float."""
+        if not self._request.searches:
+            return None
+        gains = performance.mended is not None and performance.mended.faster
+        model = self._mended if mended or gains else self._opened
+        plan = draft_halves(model, self._prepared.target, self._prepared.base)
+        if plan is None:
+            return None
+        if data_file is not None:
+            data_file.unlink()
+        candidate = self._finalize(plan, data_file, model)
+        file = self._file("halves.onnx", candidate.data, data_file)
+        if not saves(file, files[0]):
+            return None
+        found = self._performance((files[0], file, *(files[2:] if mended else ())), feeds)
+        if not self._request.allow_slower and not as_fast(found, mended=mended):
+            return None
+        judged = self._judge(file)
+        if judged is None or not (judges_alike(judged, None) or judges_alike(judged, self._judge(files[0]))):
+            return None
+        return Halves(model=model, candidate=candidate, file=file, performance=found, judged=judged)
+
+    def _float_file(self, data_file: Path) -> bytes:
+        """Returns the float model with its large tensors in our data file."""
         data_file.unlink()
         empty = Plan(target=self._prepared.target.full_name, decisions=())
-        return self._finalize(empty, data_file).data, data_file
+        return self._finalize(empty, data_file).data
 
     def _one_example(self) -> dict[str, np.ndarray]:
         prepared = self._prepared
@@ -583,26 +633,6 @@ def _offers(jobs: list[_Job]) -> tuple[Offer, ...]:
     )
 
 
-@final
-class _Stages:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._name = ""
-        self._start = 0.0
-
-    def stage(self, name: str) -> _Stages:
-        self._name, self._start = name, time.perf_counter()
-        return self
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds[self._name] = round(time.perf_counter() - self._start, 3)
-
-
 def _renewed(prepared: Prepared, plan: Plan) -> Plan:
     """Returns a replayed plan with what this run read and used: an output's hashes are those of its own inputs."""
     base = prepared.base
@@ -664,63 +694,16 @@ def _choose(
             effort=request.effort,
             deadline=deadline,
             progress=request.progress,
-            pays=lambda candidate: _pays(prepared, candidate, options, feeds),
-            refuted=lambda outcome: _is_refuted(prepared, outcome),
-            hopeless=lambda candidate: _hopeless(prepared, candidate, options, feeds),
+            pays=lambda candidate: pays(prepared, candidate, options, feeds),
+            refuted=lambda outcome: is_refuted(prepared, outcome),
+            hopeless=lambda candidate: hopeless(prepared, candidate, options, feeds),
             learn=job.learned_layers,
             variants=lambda plan: job.variants(plan, repaired.keep_float),
             use=job.use,
-            slower=lambda candidate, other: _loses_speed(prepared, (other.data, candidate.data), options, feeds),
+            slower=lambda candidate, other: loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
     return result.candidate, result.trail, (result.stopped,) if result.stopped else ()
-
-
-def _pays(prepared: Prepared, candidate: Candidate, options: Options, feeds: dict[str, np.ndarray]) -> bool:
-    """Returns whether a candidate is faster than float by more than noise; always where that is not asked for."""
-    request, model = prepared.request, prepared.model
-    if request.allow_slower:
-        return True
-    models, own = (model.original, candidate.data), replace(options, data_folder=model.folder)
-    found = quick_speedup(models, feeds=feeds, options=own, seconds=_QUICK_SECONDS, seed=request.seed)
-    return found.ratio > _WORTH_INTEGERS
-
-
-def _is_refuted(prepared: Prepared, outcome: Outcome) -> bool:
-    """Returns whether the selection data show, at the confidence of the run, a loss beyond the budget."""
-    request, parts = prepared.request, prepared.parts
-    assert parts is not None and request.max_drop is not None
-    groups = None if parts.data.groups is None else parts.data.groups[parts.selection][: len(outcome.scores)]
-    bound = loss_bound(prepared.selection_metric, outcome, confidence=request.confidence, groups=groups)
-    return bound.lower > request.max_drop
-
-
-def _loses_speed(
-    prepared: Prepared, models: tuple[bytes, bytes], options: Options, feeds: dict[str, np.ndarray]
-) -> bool:
-    """Returns whether the second file is slower than the first by more than may be given away."""
-    found = quick_speedup(models, feeds=feeds, options=options, seconds=_QUICK_SECONDS, seed=prepared.request.seed)
-    return found.ratio < _FREE
-
-
-def _hopeless(prepared: Prepared, candidate: Candidate, options: Options, feeds: dict[str, np.ndarray]) -> str | None:
-    """Returns why no mix with float nodes can win: all integers are already slower than float, and may not be."""
-    request = prepared.request
-    if request.allow_slower:
-        return None
-    speedup = quick_speedup(
-        (prepared.model.original, candidate.data),
-        feeds=feeds,
-        options=replace(options, data_folder=prepared.model.folder),
-        seconds=_QUICK_SECONDS,
-        seed=request.seed,
-    )
-    if not speedup.slower:
-        return None
-    return (
-        f"all nodes in integers run at {speedup.ratio:.2f}x of float's speed, so no mix with float nodes was tried "
-        "[slower-than-float]"
-    )
 
 
 def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:

@@ -265,12 +265,11 @@ def prepare(request: Request) -> Prepared:
     if request.plan is not None:
         blocks = [d.scheme for d in request.plan.quantized if d.scheme is not None and d.stored]
     in_blocks = any(isinstance(scheme.granularity, PerGroup) for scheme in blocks)
-    if not calibrates and evaluation is None and not in_blocks:
+    recorded = {} if request.plan is None else request.plan.split
+    if recorded and (evaluation is not None or recorded.get("verdict")):
+        shares = recorded
+    elif not calibrates and evaluation is None and not in_blocks:
         shares = WEIGHTS_ONLY
-    elif request.plan is not None and request.plan.split:
-        shares = request.plan.split
-        if evaluation is None and not shares.get("verdict"):
-            shares = SHARES[False, False]
     parts = assign_parts(data, evaluation, shares=shares, seed=request.seed)
     if model.folder is None:
         refuse_unsteady(model, parts.verdict_data, parts.verdict)
