@@ -354,7 +354,11 @@ def _patterns(model: OnnxModel, run: tuple[ExecutedNode, ...], nodes: set[str]) 
 
 
 def _form(state: _State, patterns: dict[str, str], pattern: str) -> Form:
-    """Returns the form of the nodes of a pattern: they all have the same."""
+    """Returns the form that was asked of all nodes of a pattern.
+
+    A light operator between float ones runs in float all the same; "static" then says: integers where its neighbours
+    have them.
+    """
     name = next(name for name, found in patterns.items() if found == pattern)
     if name in state.keep_float:
         return Form.FLOAT
