@@ -142,8 +142,8 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
     wanted = formats[decision.role]
     if scheme.format != wanted:
         raise TargetError(
-            f"{target.full_name} runs {decision.role.value} {decision.site!r} as {wanted.name}, not "
-            f"{scheme.format.name}; write {wanted.name} or 'float'",
+            f"{target.full_name} runs {decision.role.value} {decision.site!r} of {decision.op} {decision.node!r} as "
+            f"{wanted.name}, not {scheme.format.name}; write {wanted.name} or 'float'",
             slug="format-not-legal",
         )
     flows = decision.role in (Role.ACTIVATION, Role.CONSTANT)
@@ -153,8 +153,8 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
     if scheme.granularity not in legal or scheme.symmetric == flows:
         names = " or ".join(g.name for g in legal) + (", asymmetric" if flows else ", symmetric")
         raise TargetError(
-            f"{target.full_name} takes {decision.role.value} {decision.site!r} {names}, not "
-            f"{scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that or 'float'",
+            f"{target.full_name} takes {decision.role.value} {decision.site!r} of {decision.op} {decision.node!r} "
+            f"{names}, not {scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that or 'float'",
             slug="format-not-legal",
         )
 
@@ -171,8 +171,10 @@ def _check_dynamic(decision: Decision, plan: Plan, target: Target, view: GraphVi
             f"{target.full_name} {who} cannot; write 'float', or leave 'dynamic' out",
             slug="plan-illegal",
         )
-    scheme = dynamic_scheme(readers[0], target)
-    if decision.scheme != scheme:
+    op = readers[0]
+    scheme = dynamic_scheme(op, target)
+    legal = [scheme, *([dynamic_scheme(op, target, coarse=True)] if target.dynamic[op.op].coarse else [])]
+    if decision.scheme not in legal:
         raise TargetError(
             f"{target.full_name} multiplies {decision.site!r} as {scheme.name} with inputs that are quantized as they "
             f"come, not {'float' if decision.scheme is None else decision.scheme.name}; write that or 'float'",
@@ -503,6 +505,19 @@ def _stored(decision: Decision, model: OnnxModel) -> QTensor:
     return QTensor(codes=codes, params=QParams(scheme=scheme, scale=scale, zero_point=np.zeros_like(scale)))
 
 
+def _kernel_limits(decision: Decision, values: np.ndarray, target: Target, view: GraphView) -> np.ndarray:
+    """Returns the smallest scales with which nothing overflows: sums are of a channel, whatever shares a scale."""
+    assert decision.scheme is not None
+    op, rules = view.by_name[decision.node], target.dynamic if decision.dynamic else target.rules
+    per_tensor = isinstance(decision.scheme.granularity, PerTensor)
+    axis = rules[op.op].axis(op)
+    channels = PerChannel(axis).to_groups(values) if per_tensor else decision.scheme.granularity.to_groups(values)
+    least = accumulator_scale(channels, target.variant.activation)
+    if target.variant.pair_limit is not None:
+        least = np.maximum(least, pair_scale(channels, target.variant.pair_limit))
+    return np.asarray(least.max(keepdims=True)) if per_tensor else least
+
+
 def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mapping[str, QParams]) -> QTensor:
     assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
     scheme, values = decision.scheme, model.weight(decision.site)
@@ -511,9 +526,7 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
     groups = scheme.granularity.to_groups(values)
     amax = np.asarray(rule.from_groups(groups, scheme.format, parameter=parameter))
     scale, _ = affine_from_amax(amax, scheme.format)
-    scale = np.maximum(np.asarray(scale, dtype=np.float64), accumulator_scale(groups, target.variant.activation))
-    if target.variant.pair_limit is not None:
-        scale = np.maximum(scale, pair_scale(groups, target.variant.pair_limit))
+    scale = np.maximum(np.asarray(scale, dtype=np.float64), _kernel_limits(decision, values, target, model.view))
     for op in model.view.consumers.get(decision.site, ()) if params else ():
         op_rule = target.rules[op.op]
         source = op_rule.activation_inputs(op)[0]

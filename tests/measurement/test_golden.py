@@ -8,7 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from fewbits._base.errors import VerificationError
 from fewbits.measurement.golden import make_golden, replay_golden
@@ -95,3 +97,16 @@ def test_integer_inputs_stay_within_what_the_example_had(tmp_path: Path, runs: M
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     feeds = {"ids": np.array([[0, 3, 11, 2, 1]])}
     assert replay_golden(path, make_golden(path, feeds, Options(), seed=0)).equal
+
+
+def test_a_scalar_input_is_drawn_too(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Where", ["yes", "x", "z"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", 1, [4]), value("yes", 9, [])], [value("y", 1, [4])],
+        [numpy_helper.from_array(np.zeros(4, np.float32), "z")],
+    )  # fmt: skip
+    path = tmp_path / "scalar.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    feeds = {"x": np.linspace(-1, 1, 4, dtype=np.float32), "yes": np.array(True)}
+    assert replay_golden(path, make_golden(path, feeds, Options(), seed=3)).equal

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+import fewbits
 from fewbits import ModelError
+from fewbits.models.onnx import opening
 from fewbits.models.onnx.opening import open_model
-from fewbits.models.onnx.randomness import random_node, refuse_random, refuse_unsteady
-from fewbits.search import preparing
+from fewbits.models.onnx.randomness import random_node, refuse_unsteady
 from fewbits.search.preparing import Request, prepare
 
 
@@ -80,14 +81,14 @@ def test_what_draws_on_the_way_to_an_output_is_refused_by_name(
     middle: Any, node: str, net: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="no two runs of the float model agree") as caught:
-        refuse_random(_small(net, middle, tmp_path))
+        open_model(_small(net, middle, tmp_path))
     assert caught.value.slug == "not-deterministic"
     assert node in str(caught.value)
 
 
 @pytest.mark.parametrize("middle", [_quiet, _nothing_dropped])
 def test_what_draws_and_is_not_read_is_no_reason(middle: Any, net: Any, tmp_path: Path) -> None:
-    refuse_random(_small(net, middle, tmp_path))
+    open_model(_small(net, middle, tmp_path))
 
 
 def test_what_a_function_draws_is_found() -> None:
@@ -110,7 +111,7 @@ def test_an_example_that_is_answered_twice_differently_names_the_node(net: Any, 
     n = net()
     x = n.gemm(n.input((None, 16)), 16, 16)
     n.output(n.gemm(n.op("Bernoulli", n.op("Sigmoid", x), name="coin"), 16, 4), shape=[None, 4])
-    model = open_model(n.save(tmp_path, checked=False))
+    model = open_model(n.save(tmp_path, checked=False), to_quantize=False)
     data = bench.examples({"x": np.zeros((3, 16), np.float32)})
     with pytest.raises(ModelError, match="when the same example is run again") as caught:
         refuse_unsteady(model, data, np.arange(3))
@@ -134,7 +135,7 @@ def test_a_request_for_such_a_model_is_refused_before_any_work(net: Any, tmp_pat
 
 
 def test_a_request_is_refused_where_only_running_it_tells(net: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(preparing, "refuse_random", lambda file: None)
+    monkeypatch.setattr(opening, "refuse_drawing", lambda *args: None)
     n = net()
     x = n.gemm(n.input((None, 16)), 16, 16)
     n.output(n.gemm(n.op("Bernoulli", n.op("Sigmoid", x), name="coin"), 16, 4), shape=[None, 4])
@@ -142,3 +143,14 @@ def test_a_request_is_refused_where_only_running_it_tells(net: Any, tmp_path: Pa
     data = {"x": np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)}
     with pytest.raises(ModelError, match="Bernoulli 'coin' gives other values"):
         prepare(Request(model=str(path), data=data, scheme="w8a8", metric="agreement"))
+
+
+def test_measuring_a_model_that_differs_from_itself_is_refused_too(net: Any, tmp_path: Path) -> None:
+    path = _small(net, _noise, tmp_path)
+    with pytest.raises(ModelError, match="gives other values when the same example is run again"):
+        fewbits.measure(path, path, data={"x": np.zeros((40, 16), np.float32)}, metric="agreement")
+
+
+def test_an_inspection_of_what_draws_is_refused_as_its_quantization_is(net: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="RandomNormalLike 'noise'"):
+        fewbits.inspect(_small(net, _noise, tmp_path))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fewbits import TargetError
-from fewbits.search.preparing import Request, prepare
+from fewbits.search.preparing import Request, prepare, wanted_scheme
+from fewbits.targets import resolve_target
 
 
 def _refusal(path: Path, shape: tuple[int, ...], scheme: str) -> TargetError:
@@ -53,15 +54,19 @@ def test_a_scheme_that_the_target_does_not_write_names_those_that_it_does(
     assert "it writes w8a8" in str(error)
 
 
-def test_a_scheme_like_none_that_the_target_writes_names_them_all(net: Any, tmp_path: Path) -> None:
-    n = net()
-    n.output(n.gemm(n.input(("N", 64)), 64, 8))
-    assert "it writes w8a8" in str(_refusal(n.save(tmp_path), (64,), "mxfp4"))
-
-
-def test_blocks_in_a_model_of_convolutions_name_node_and_nearest_scheme(net: Any, tmp_path: Path) -> None:
-    n = net()
-    n.output(n.op("Flatten", n.conv(n.relu(n.conv(n.input(("N", 8, 6, 6)), 8, 16)), 16, 16)))
-    error = _refusal(n.save(tmp_path), (8, 6, 6), "w4a16-g32")
-    assert error.slug == "nothing-in-blocks"
-    assert "Conv 'conv" in str(error) and "--scheme w8a16" in str(error)
+@pytest.mark.parametrize(
+    ("target", "scheme", "nearest"),
+    [
+        ("ort-cpu", "mxfp4", "'w4a16-g32'"),
+        ("ort-cpu", "mxfp8", "'w8a16-g32'"),
+        ("openvino", "mxfp4", "'w8a8'"),
+        ("emulated", "mxfp4", "'w4a16-g32'"),
+    ],
+)
+def test_a_scheme_like_none_that_the_target_writes_has_a_nearest_by_its_bits(
+    target: str, scheme: str, nearest: str
+) -> None:
+    with pytest.raises(TargetError) as caught:
+        wanted_scheme(Request(model="m.onnx", data=None, scheme=scheme), resolve_target(target))
+    assert caught.value.slug == "scheme-not-written"
+    assert f"the nearest is {nearest}; it writes w" in str(caught.value)

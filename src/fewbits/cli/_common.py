@@ -54,7 +54,9 @@ def job_options(function: Function) -> Function:
                 show_default=True,
                 help="'fewbits targets' lists; auto takes the fastest.",
             ),
-            click.option("--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a16, w4a16-g32."),
+            click.option(
+                "--scheme", metavar="NAME", help="Forced scheme, no search: w8a8, w8a8-dynamic, w8a16, w4a16-g32, fp16."
+            ),
             click.option("--plan", "plan_file", metavar="FILE", help="Apply this plan as it is."),
             click.option(
                 "--effort",

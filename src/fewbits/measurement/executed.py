@@ -126,7 +126,27 @@ def _model_names(node: ExecutedNode, placement: Placement, graph: GraphView | No
         name = origin if origin in known or writer is None else writer.name
         if name in known:
             found.append(name)
-    return found or [model_name(node, known, graph)]
+    return found or [_inner_name(node, placement, graph) or model_name(node, known, graph)]
+
+
+def _inner_name(node: ExecutedNode, placement: Placement, graph: GraphView | None) -> str | None:
+    """Returns the model's name of a node inside a body, which the runtime names without its place; None of others.
+
+    Bodies may hold nodes of one name, and a profile does not tell them apart: then it is the first of that operator.
+    """
+    if graph is None or node.name in placement.kept_float:
+        return None
+    own = {node.name, *(node.name.split(ending)[0] for ending in _ENDINGS)}
+    return next(
+        (
+            op.name
+            for op in graph.inner
+            if op.name.removeprefix(f"{op.scope}/") in own
+            and op.name in placement.kept_float
+            and op.op == node.op.split(".")[-1].removeprefix("Fused")
+        ),
+        None,
+    )
 
 
 def model_name(node: ExecutedNode, known: set[str], graph: GraphView | None) -> str:

@@ -61,7 +61,7 @@ def _draw(recipe: dict[str, Any]) -> dict[str, np.ndarray]:
     for spec in recipe["inputs"]:
         dtype = np.dtype(spec["dtype"])
         uniform = spec["low"] + rng.random(spec["shape"]) * (spec["high"] - spec["low"])
-        drawn[spec["name"]] = (np.rint(uniform) if dtype.kind in "iub" else uniform).astype(dtype)
+        drawn[spec["name"]] = np.asarray(np.rint(uniform) if dtype.kind in "iub" else uniform).astype(dtype)
     return drawn
 
 

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from fewbits.runtimes.base import Options, Tensors
-from fewbits.runtimes.ort import OrtSession, _open, _session_options
+from fewbits.runtimes.ort import OrtSession, inference_session, ort_options
 
 
 @final
@@ -29,9 +29,9 @@ class ToldGraph:
 
         with tempfile.TemporaryDirectory(prefix="fewbits-told-") as folder:
             path = Path(folder) / "executed.onnx"
-            made = _session_options(options)
+            made = ort_options(options)
             made.optimized_model_filepath = str(path)
-            self._shipped = OrtSession(_open(model, options, made))
+            self._shipped = OrtSession(inference_session(model, options, made))
             self.proto: Any = onnx.load(path)
         self._options = options
 
@@ -49,4 +49,4 @@ class ToldGraph:
         for name in dict.fromkeys(names):
             if name not in present:
                 copy.graph.output.append(helper.make_empty_tensor_value_info(name))
-        return OrtSession(_open(copy.SerializeToString(), replace(self._options, optimize=False)))
+        return OrtSession(inference_session(copy.SerializeToString(), replace(self._options, optimize=False)))

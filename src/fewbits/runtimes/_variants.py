@@ -9,7 +9,7 @@ from typing import final
 
 from fewbits.runtimes import open_session
 from fewbits.runtimes.base import Options, Session
-from fewbits.runtimes.ort import OrtSession, _open, _session_options
+from fewbits.runtimes.ort import OrtSession, inference_session, ort_options
 
 
 @final
@@ -83,7 +83,7 @@ def open_variant(model: bytes | Path, options: Options, variant: Variant) -> Ses
     if variant.precision:
         return open_session(model, replace(options, precision=variant.precision))
     threads = 0 if variant.default_threads else options.threads
-    made = _session_options(replace(options, optimize=variant.optimize, threads=threads))
+    made = ort_options(replace(options, optimize=variant.optimize, threads=threads))
     for key, value in variant.entries.items():
         made.add_session_config_entry(key, value)
-    return OrtSession(_open(model, options, made), seconds=options.seconds)
+    return OrtSession(inference_session(model, options, made), seconds=options.seconds)

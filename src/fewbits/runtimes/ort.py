@@ -34,7 +34,8 @@ _EIGHT_BITS = {"uint8", "int8", "uint4x2", "int4x2", "uint4", "int4", "uint16", 
 _FLOATS = {"float", "float16", "bfloat16", "double"}
 
 
-def _session_options(options: Options) -> Any:
+def ort_options(options: Options) -> Any:
+    """Returns our options as an onnxruntime.SessionOptions, to which a caller may add."""
     import onnxruntime as ort
 
     made = ort.SessionOptions()
@@ -51,14 +52,22 @@ def _session_options(options: Options) -> Any:
     return made
 
 
-def _open(model: bytes | Path, options: Options, made: Any = None) -> Any:
+def inference_session(model: bytes | Path, options: Options, made: Any = None) -> Any:
+    """Returns an onnxruntime.InferenceSession.
+
+    Args:
+      model: The file.
+      options: How it is opened.
+      made: What ``ort_options`` made of them, with more; by the options alone where None.
+    Raises: ModelError(slug="runtime-refuses"); ResourceError(slug="out-of-memory").
+    """
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
     # A folder of external data is heeded for a model that comes as bytes.
     bytewise = options.data_folder is not None and isinstance(model, Path)
     source = model.read_bytes() if bytewise and isinstance(model, Path) else model
-    made = _session_options(options) if made is None else made
+    made = ort_options(options) if made is None else made
     try:
         given = source if isinstance(source, bytes) else str(source)
         return ort.InferenceSession(given, made, providers=["CPUExecutionProvider"])
@@ -97,7 +106,7 @@ class OrtSession(Session):
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         try:
             values = self._limited(dict(feeds))
-        except Exception as error:  # see _open
+        except Exception as error:  # see inference_session
             _refuse_lack_of_memory(error)
             raise ModelError(f"ONNX Runtime fails on this input: {_first_line(error)}", slug="run-failed") from error
         return dict(zip(self._outputs, values, strict=True))
@@ -112,7 +121,7 @@ class OrtSession(Session):
         timer.start()
         try:
             return list(self._session.run(self._outputs, feeds, watched))
-        except Exception as error:  # see _open
+        except Exception as error:  # see inference_session
             if not watched.terminate:
                 raise
             raise ResourceError(
@@ -142,16 +151,16 @@ class Ort(Runtime):
         }
 
     def open(self, model: bytes | Path, options: Options) -> Session:
-        return OrtSession(_open(model, options), seconds=options.seconds)
+        return OrtSession(inference_session(model, options), seconds=options.seconds)
 
     def executed(
         self, model: Path, options: Options, feeds: Tensors, *, runs: int = PROFILED_RUNS
     ) -> tuple[ExecutedNode, ...]:
         with tempfile.TemporaryDirectory(prefix="fewbits-profile-") as folder:
-            made = _session_options(options)
+            made = ort_options(options)
             made.enable_profiling = True
             made.profile_file_prefix = str(Path(folder) / "profile")
-            session = _open(model, options, made)
+            session = inference_session(model, options, made)
             for _ in range(runs):
                 OrtSession(session).run(feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

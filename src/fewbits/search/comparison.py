@@ -19,6 +19,7 @@ from fewbits.measurement.outcome import Outcome, Progress, Reference, score_outp
 from fewbits.models.onnx.feeding import expected, fed_by
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
+from fewbits.models.onnx.randomness import refuse_unsteady
 from fewbits.planning.plan import Plan
 from fewbits.runtimes.base import Options
 from fewbits.search.sessions import session_options
@@ -55,6 +56,8 @@ def compare_models(
     model, dataset = _open(float_model, data, labels_key)
     chosen = resolve_metric(metric, labelled=dataset.has_labels)
     indices = np.arange(dataset.count)
+    if model.folder is None:
+        refuse_unsteady(model, dataset, indices)
     outcome = _outcome(model, quantized, dataset, indices, chosen, score_output, progress, options)
     bound = loss_bound(chosen, outcome, confidence=confidence, groups=dataset.groups)
     return outcome, bound, chosen, None if max_drop is None else decide(bound, max_drop)

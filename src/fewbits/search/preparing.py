@@ -21,7 +21,7 @@ from fewbits.measurement.outcome import score_output
 from fewbits.models.onnx.feeding import expected, fed_by, fixed_batch
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.opening import open_model
-from fewbits.models.onnx.randomness import refuse_random, refuse_unsteady
+from fewbits.models.onnx.randomness import refuse_unsteady
 from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.numerics.schemes import SCHEMES
@@ -223,7 +223,6 @@ def prepare(request: Request) -> Prepared:
     wanted = wanted_scheme(request, target)
     if request.costs is not None:
         _check_costs(request, request.costs, target)
-    refuse_random(Path(request.model))
     model = open_model(request.model, max_memory=request.max_memory)
     if model.unrunnable:
         raise ModelError(

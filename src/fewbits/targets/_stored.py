@@ -70,13 +70,22 @@ def not_written(name: str, target: Target, scheme: Scheme | None = None) -> Targ
     blocks = f", w{{2,4,8}}a16-g{{{','.join(map(str, target.block_sizes))}}}[-asym]" if target.block_sizes else ""
     hint = nearest(name, list(target.schemes))
     near = f"; the nearest is {hint[len(_MEANT) : -1]}" if hint.startswith(_MEANT) else ""
-    if scheme is not None and target.block_sizes:
-        near = f"; the nearest is {_nearest_in_blocks(scheme, target)!r}"
+    if (scheme is not None or not near) and target.block_sizes:
+        near = f"; the nearest is {_nearest_in_blocks(scheme or SCHEMES[name].weight.scheme, target)!r}"
+    elif not near and target.schemes:
+        near = f"; the nearest is {_nearest_by_bits(SCHEMES[name].weight.scheme, target)!r}"
     return TargetError(
         f"{target.name} does not write {name!r}{near}; it writes {', '.join(target.schemes)}{blocks} "
         "(fewbits.quantize_array quantizes single arrays to every scheme)",
         slug="scheme-not-written",
     )
+
+
+def _nearest_by_bits(scheme: Scheme, target: Target) -> str:
+    """Returns the target's first scheme whose weights have as many bits, or the fewest more; else the most bits."""
+    bits = {known: SCHEMES[known].weight.scheme.format.stored_bits for known in target.schemes}
+    enough = [known for known in bits if bits[known] >= scheme.format.stored_bits]
+    return min(enough, key=bits.__getitem__) if enough else max(bits, key=bits.__getitem__)
 
 
 def _nearest_in_blocks(scheme: Scheme, target: Target) -> str:

@@ -20,6 +20,7 @@ from fewbits.models.onnx.probing import (
     start_probe,
 )
 from fewbits.models.onnx.protobuf import opset, parse, read_file, tensors
+from fewbits.models.onnx.randomness import refuse_drawing
 from fewbits.planning.plan import TransformStep
 from fewbits.runtimes.bounded import RUNNER
 
@@ -75,6 +76,7 @@ def _open(file: Path, *, to_quantize: bool, max_memory: int | None) -> OnnxModel
         refusals.refuse_opset(proto, name)
         refusals.refuse_quantized(proto, name)
         refusals.refuse_training(proto, name)
+        refuse_drawing(proto, name)
     external = external_tensors(tensors(proto), file)
     refusals.refuse_lies(proto, name)
     refusals.refuse_sparse(proto, name)

@@ -9,14 +9,11 @@ import numpy as np
 
 from fewbits._base.errors import ModelError
 from fewbits.models.onnx.feeding import model_batches, run_options
-from fewbits.models.onnx.protobuf import parse, read_file
 from fewbits.models.onnx.refusals import graphs_of
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options, Session, Tensors
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fewbits.datasets.base import Dataset
     from fewbits.models.onnx.model import OnnxModel
 
@@ -25,16 +22,11 @@ if TYPE_CHECKING:
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
-def refuse_random(file: Path) -> None:
-    """Refuses a file that draws random numbers on the way to its outputs.
-
-    Raises: ModelError(slug="not-deterministic") naming the node; what reading the file raises.
-    """
-    refuse_drawing(parse(read_file(file), file.name), file.name)
-
-
 def refuse_drawing(proto: Any, name: str) -> None:
-    """Refuses a ModelProto that draws random numbers on the way to its outputs; as ``refuse_random``."""
+    """Refuses a ModelProto that draws random numbers on the way to its outputs.
+
+    Raises: ModelError(slug="not-deterministic") naming the node.
+    """
     found = random_node(proto)
     if found is None:
         return
