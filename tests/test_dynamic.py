@@ -139,6 +139,30 @@ def test_an_lstm_is_close_to_float_and_runs_in_integers(
     assert [(node.op, node.numbers) for node in nodes] == [("DynamicQuantizeLSTM", Numbers.INTEGER)]
 
 
+@pytest.mark.parametrize("ways", [1, 2])
+def test_an_lstm_may_have_one_scale_a_weight(net: Callable[..., Any], tmp_path: Path, ways: int) -> None:
+    hidden = 24
+    n = net()
+    x = n.input((9, 2, 16), "x")
+    weights = n.weight(ways, 4 * hidden, 16, fan_in=16, name="w"), n.weight(ways, 4 * hidden, hidden, fan_in=hidden)
+    direction = "bidirectional" if ways > 1 else "forward"
+    n.output(n.op("LSTM", x, *weights, hidden_size=hidden, direction=direction))
+    path = saved(n, tmp_path / "net.onnx")
+    written = json.loads(quantized(path).plan.to_json())
+    for row in written["sites"]:
+        row["scheme"] = "int8 per-tensor symmetric"
+    plan = plan_from_json(json.dumps(written))
+    data = fewbits.quantize(path, plan=plan, allow_slower=True, max_drop=None).model_bytes
+    values = held(onnx.load_from_string(data))
+    assert values["w_s"].shape == (ways,)
+    amax = np.abs(held(onnx.load(path))["w"]).max()
+    np.testing.assert_array_equal(values["w_s"], np.float32(amax) / np.float32(127))  # no coarser than its range asks
+    feeds = {"x": RNG.normal(size=(9, 2, 16)).astype(np.float32)}
+    (wanted,) = RUNTIME.open(path.read_bytes(), Options()).run(feeds).values()
+    (got,) = RUNTIME.open(data, Options()).run(feeds).values()
+    assert 10 * np.log10(float((wanted**2).mean()) / float(((got - wanted) ** 2).mean())) > 25
+
+
 def test_a_gru_and_a_conv_stay_float(net: Callable[..., Any], tmp_path: Path) -> None:
     n = net()
     x = n.input((9, 2, 16), "x")

@@ -112,10 +112,11 @@ class DynamicWriter:
         behind: list[ir.Value | None] = []
         for index in _LSTM_WEIGHTS:
             value, was = held[index], old.inputs[index]
-            assert was is not None and isinstance(value.scheme.granularity, PerChannel)
+            assert was is not None
             codes = np.ascontiguousarray(np.asarray(value.codes).transpose(0, 2, 1))
-            scale = np.asarray(value.scale, dtype=np.float32).reshape(1, -1)
-            scales = np.ascontiguousarray(np.broadcast_to(scale, (codes.shape[0], codes.shape[2])))
+            scale, ways = np.asarray(value.scale, dtype=np.float32).reshape(1, -1), codes.shape[0]
+            by_column = isinstance(value.scheme.granularity, PerChannel)
+            scales = np.repeat(scale, ways, axis=0) if by_column else np.repeat(scale[0], ways)
             inputs[index] = self._initializer(f"{was.name}_q", codes)
             behind += [
                 self._initializer(f"{was.name}_s", scales),

@@ -33,6 +33,7 @@ class Form(StrEnum):
     FLOAT = "float"
     STATIC = "static"
     DYNAMIC = "dynamic"
+    COARSE = "dynamic, one scale"
 
 
 @final

@@ -26,6 +26,7 @@ def draft_plan(
     *,
     keep_float: tuple[str, ...] = (),
     dynamic: tuple[str, ...] = (),
+    coarse: tuple[str, ...] = (),
     activation_range: str = "mse",
     weight_range: str | None = None,
     base: Plan | None = None,
@@ -37,13 +38,14 @@ def draft_plan(
       target: The rules.
       keep_float: Nodes that stay float by choice.
       dynamic: Nodes that quantize their inputs as they come.
+      coarse: Of these, the nodes whose weights have one scale each.
       activation_range: Range rule of activations.
       weight_range: Range rule of weights; by default all of the range for 8 bits, and the least error for fewer.
       base: Where seed, hashes, versions and the size of the calibration part are taken from.
     """
     if weight_range is None:
         weight_range = "minmax" if target.variant.weight.bits >= 8 else "mse"
-    placed = place_forms(model.view, target, keep_float=keep_float, dynamic=dynamic)
+    placed = place_forms(model.view, target, keep_float=keep_float, dynamic=dynamic, coarse=coarse)
     chosen = {p.site.name: p for p in placed.sites}
     decisions = []
     # All that could be quantized, in whatever form, has a line: it may be asked for there.

@@ -681,6 +681,7 @@ def _choose(
             statistics=repaired.statistics,
             keep_float=repaired.keep_float,
             dynamic=repaired.dynamic,
+            coarse=repaired.coarse,
             reference=reference,
             bound=lambda outcome: forecast(
                 prepared.selection_metric,
@@ -708,17 +709,13 @@ def _choose(
 
 def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     """Returns the placement that a candidate's plan amounts to, for naming its float islands."""
-    running = set(candidate.integer)
-    static = place(prepared.model.view, prepared.target).integer
-    kept = tuple(name for name in static if name not in running)
     if prepared.request.weights_only:
         return prepared.placement
-    placed = place_forms(
-        prepared.model.view,
-        prepared.target,
-        keep_float=kept,
-        dynamic=running_dynamic(prepared.model, candidate.plan, prepared.target),
-    )
+    view, target = prepared.model.view, prepared.target
+    dynamic = running_dynamic(prepared.model, candidate.plan, target)
+    # Beside products that give float, light operators have no integers to pass on: that is not a choice.
+    kept = tuple(set(place_forms(view, target, dynamic=dynamic).integer) - set(candidate.integer))
+    placed = place_forms(view, target, keep_float=kept, dynamic=dynamic)
     # The plan's own words for what it keeps float, not the placer's.
     told = {d.node: d.reason for d in candidate.plan.decisions if d.is_float and d.role is Role.WEIGHT and d.reason}
     reasons = {

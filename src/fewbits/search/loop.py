@@ -2,7 +2,8 @@
 
 1. Every range rule that the effort allows is tried with all integers; the one whose outputs stay closest to float on
    the selection data is kept. (Size and speed are the same, so closeness decides.) Then factors are moved from
-   channels to the weights that read them, biases are corrected, and each stays so where that is closer still.
+   channels to the weights that read them, ranges go by the output errors of the layers that read each site, biases are
+   corrected, and each stays so where that is closer still.
 2. Where the budget would be missed, each weighted node alone is set back to float, and the nodes are ordered by how
    much that helps, those put off that cost speed; then they go back one after the other until the forecast says "met".
 3. A node alone may not show its harm (a tensor is spoiled until both its ends are float), so some went back for
@@ -31,6 +32,7 @@ from fewbits.planning.plan import Plan
 from fewbits.search.building import Candidate, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import LESSONS, asks_for_correction, same_lessons
+from fewbits.search.ranging import RANGED
 from fewbits.search.transforming import Variant
 from fewbits.targets.base import Target
 
@@ -145,6 +147,7 @@ class Task:
       slower: Whether a candidate is slower than another one, asked of a clock.
       keep_float: Nodes that stay float whatever is tried: the model runs faster so.
       dynamic: Nodes that quantize their inputs as they come, where they do not stay float: it runs faster so.
+      coarse: Of these, the nodes whose weights have one scale each: faster still, and the first thing that is given up.
       reference: The float model on the selection data.
       bound: Turns an outcome into the bound that the verdict will probably see.
       max_drop: The budget; None where none is asked, and ranges alone are searched.
@@ -153,6 +156,7 @@ class Task:
       deadline: Clock time by which the loop ends with the best so far; None for no limit.
       progress: Told of each step.
       learn: What is learned layer by layer for a plan that asks for it; nothing where there are no examples.
+      ranges: A plan with the range rule of each activation site chosen by what layers that read it make of its error.
       variants: Equal models in which other numbers are rounded, for a plan of this one.
       use: Told with which of them the search goes on.
       hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
@@ -173,10 +177,12 @@ class Task:
     hopeless: Callable[[Candidate], str | None] = lambda candidate: None
     keep_float: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
     pays: Callable[[Candidate], bool] = lambda candidate: True
     learn: Callable[[Plan], Learned] = lambda plan: NOTHING_LEARNED
+    ranges: Callable[[Plan], Plan] = lambda plan: plan
     variants: Callable[[Plan], Iterable[Variant]] = lambda plan: ()
     use: Callable[[OnnxModel, Statistics], None] = lambda model, statistics: None
 
@@ -193,7 +199,10 @@ class BudgetLoop:
 
     def run(self) -> SearchResult:
         """Returns the best candidate."""
-        candidate, outcome = self._taught(*self._transformed(*self._choose_ranges()))
+        candidate, outcome = self._best_of_all_integers()
+        if self._task.coarse and not self._inside(outcome):
+            self._task = replace(self._task, coarse=())
+            candidate, outcome = self._best_of_all_integers()
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
         hopeless = self._task.hopeless(candidate)
@@ -201,6 +210,9 @@ class BudgetLoop:
             self._stopped = hopeless
             return self._result(candidate, met=False)
         return self._give_back(candidate, outcome)
+
+    def _best_of_all_integers(self) -> tuple[Candidate, Outcome]:
+        return self._taught(*self._ranged(*self._transformed(*self._choose_ranges())))
 
     def _inside(self, outcome: Outcome) -> bool:
         """Returns whether the verdict will probably be "met".
@@ -255,6 +267,7 @@ class BudgetLoop:
                 task.target,
                 keep_float=task.keep_float,
                 dynamic=task.dynamic,
+                coarse=task.coarse,
                 activation_range=activations,
                 weight_range=weights,
                 base=task.base,
@@ -295,6 +308,20 @@ class BudgetLoop:
         self._task = best
         best.use(best.model, best.statistics)
         return candidate, outcome
+
+    def _ranged(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
+        """Returns the candidate with range rules site by site, where that brings it closer to float."""
+        if self._late() or close_enough(outcome):
+            return candidate, outcome
+        plan = self._task.ranges(candidate.plan)
+        if plan == candidate.plan:
+            return candidate, outcome
+        other = self._build(plan)
+        closer = self._measure(other, RANGED)
+        kept = closer.quality.gauge < CLOSER * outcome.quality.gauge
+        reason = "closer to float" if kept else "not closer to float than without"
+        self._note(RANGED, closer, other, kept=kept, reason=reason)
+        return (other, closer) if kept else (candidate, outcome)
 
     def _taught(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
         """Returns the candidate with what its layers learn from examples, where that brings it closer to float.
@@ -372,17 +399,21 @@ class BudgetLoop:
 
     def _without(self, plan: Plan, nodes: tuple[str, ...]) -> Plan:
         """Returns the plan with these nodes float, the range rules kept."""
-        rules = {d.role: d.range_rule for d in plan.quantized}
+        roles = {d.role: d.range_rule for d in plan.quantized}
+        rules = {d.site: d.range_rule for d in plan.quantized}
         fresh = draft_plan(
             self._task.model,
             self._task.target,
             keep_float=(*self._task.keep_float, *nodes),
             dynamic=self._task.dynamic,
+            coarse=self._task.coarse,
             base=plan,
         )
         fresh = same_lessons(fresh, plan)
         decisions = tuple(
-            d if d.is_float or d.role.value not in ("activation", "weight") else replace(d, range_rule=rules[d.role])
+            d
+            if d.is_float or d.role.value not in ("activation", "weight")
+            else replace(d, range_rule=rules.get(d.site, roles[d.role]))
             for d in fresh.decisions
         )
         before = {d.site for d in plan.quantized}

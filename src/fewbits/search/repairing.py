@@ -30,7 +30,7 @@ from fewbits.search.building import activation_sites, build
 from fewbits.search.costs import CostTable, Form, node_times, pattern_of, shapes_seen, table_of
 from fewbits.search.draft import draft_plan, forms_without_data
 from fewbits.search.preparing import Prepared
-from fewbits.targets import may_be_dynamic, place
+from fewbits.targets import may_be_coarse, may_be_dynamic, place
 from fewbits.targets.base import Kind
 
 LIGHT_FLOAT = "light_float"
@@ -102,6 +102,7 @@ class Repaired:
       keep_float: Nodes that stay float because the model runs faster so.
       repairs: What was done.
       dynamic: Nodes that quantize their inputs as they come because the model runs faster so.
+      coarse: Of these, the nodes whose weights have one scale each, for the same reason.
     """
 
     prepared: Prepared
@@ -110,6 +111,7 @@ class Repaired:
     keep_float: tuple[str, ...]
     repairs: Repairs
     dynamic: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
 
 
 def unrepaired(prepared: Prepared, statistics: Statistics) -> Repaired:
@@ -127,6 +129,7 @@ class _State:
     keep_float: tuple[str, ...]
     dynamic: tuple[str, ...]
     data: bytes
+    coarse: tuple[str, ...] = ()
 
 
 @final
@@ -145,10 +148,14 @@ class _Loop:
         keep_float: tuple[str, ...],
         dynamic: tuple[str, ...] = (),
         statistics: Statistics | None = None,
+        *,
+        coarse: tuple[str, ...] = (),
     ) -> _State:
         """Returns a file that runs as the final one will; its ranges come from one shard of examples."""
         prepared = self._prepared
-        plan = draft_plan(model, prepared.target, keep_float=keep_float, dynamic=dynamic, base=prepared.base)
+        plan = draft_plan(
+            model, prepared.target, keep_float=keep_float, dynamic=dynamic, coarse=coarse, base=prepared.base
+        )
         if statistics is None and not activation_sites(plan):
             statistics = Statistics(histograms={}, examples=0)
         if statistics is None:
@@ -156,7 +163,7 @@ class _Loop:
             few = prepared.parts.calibration[: shard_size(model)]
             statistics = observe(model, prepared.parts.data, few, activation_sites(plan))
         data = build(model, plan, prepared.target, statistics).data
-        return _State(model=model, keep_float=keep_float, dynamic=dynamic, data=data)
+        return _State(model=model, keep_float=keep_float, dynamic=dynamic, coarse=coarse, data=data)
 
     def better(self, name: str, what: str, best: _State, other: _State) -> bool:
         """Returns whether another file is faster than the best, and notes what was measured."""
@@ -242,6 +249,7 @@ class _Loop:
             threads=self._options.threads,
         )
         best = self._cheapest_products(best, table, patterns, able)
+        best = self._coarse(best)
         for pattern in table.dearer_in_integers()[:_PATTERNS_TRIED]:
             best = self._in_float(best, pattern, tuple(n for n, p in patterns.items() if p == pattern))
         chosen = {pattern: _form(best, patterns, pattern) for pattern in dict.fromkeys(patterns.values())}
@@ -258,10 +266,11 @@ class _Loop:
         patterns = _patterns(model, floats, nodes)
         forms = {name: costs.chosen.get(pattern) for name, pattern in patterns.items()}
         keep_float = tuple(name for name, form in forms.items() if form is Form.FLOAT)
-        dynamic = tuple(name for name, form in forms.items() if form is Form.DYNAMIC)
+        dynamic = tuple(name for name, form in forms.items() if form in (Form.DYNAMIC, Form.COARSE))
+        coarse = tuple(name for name, form in forms.items() if form is Form.COARSE)
         kept = tuple(name for name in costs.repairs if name in {step.name for step in model.steps})
         others = tuple(name for name in costs.repairs if name not in BY_NAME)
-        state = self.built(model, keep_float, dynamic)
+        state = self.built(model, keep_float, dynamic, coarse=coarse)
         return state, Repairs(kept=(*kept, *others), costs=costs)
 
     def _cheapest_products(self, best: _State, table: CostTable, patterns: dict[str, str], able: set[str]) -> _State:
@@ -276,11 +285,20 @@ class _Loop:
         other = self.built(best.model, keep_float, dynamic)
         return other if self.better(BY_COST, "each product in the form that took least time", best, other) else best
 
+    def _coarse(self, best: _State) -> _State:
+        """Returns the best way, or the one with one scale a weight wherever a kernel likes that better."""
+        names = may_be_coarse(best.model.view, self._prepared.target, best.dynamic)
+        names = tuple(name for name in names if name not in best.keep_float)
+        if not names:
+            return best
+        other = self.built(best.model, best.keep_float, best.dynamic, coarse=names)
+        return other if self.better(BY_COST, f"one scale a weight: {len(names)} LSTM", best, other) else best
+
     def _in_float(self, best: _State, pattern: str, names: tuple[str, ...]) -> _State:
         """Returns the best way, or the one with all nodes of a pattern left float."""
         if set(names) <= set(best.keep_float) or set(names) & set(best.dynamic):
             return best
-        other = self.built(best.model, tuple(sorted({*best.keep_float, *names})), best.dynamic)
+        other = self.built(best.model, tuple(sorted({*best.keep_float, *names})), best.dynamic, coarse=best.coarse)
         what = f"left float: {len(names)} x {pattern}"
         return other if self.better(BY_COST, what, best, other) else best
 
@@ -360,8 +378,8 @@ def _form(state: _State, patterns: dict[str, str], pattern: str) -> Form:
     have them.
     """
     name = next(name for name, found in patterns.items() if found == pattern)
-    if name in state.keep_float:
-        return Form.FLOAT
+    if name in state.keep_float or name in state.coarse:
+        return Form.COARSE if name in state.coarse else Form.FLOAT
     return Form.DYNAMIC if name in state.dynamic else Form.STATIC
 
 
@@ -391,7 +409,12 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
         prepared = replace(prepared, model=model, placement=place(model.view, prepared.target))
         statistics = _observed(prepared)
     plan = draft_plan(
-        prepared.model, prepared.target, keep_float=best.keep_float, dynamic=best.dynamic, base=prepared.base
+        prepared.model,
+        prepared.target,
+        keep_float=best.keep_float,
+        dynamic=best.dynamic,
+        coarse=best.coarse,
+        base=prepared.base,
     )
     return Repaired(
         prepared=prepared,
@@ -399,6 +422,7 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
         plan=plan,
         keep_float=best.keep_float,
         dynamic=best.dynamic,
+        coarse=best.coarse,
         repairs=repairs,
     )
 

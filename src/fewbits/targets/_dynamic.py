@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from fewbits.numerics.granularity import PerChannel
+from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, place
@@ -27,6 +27,7 @@ def place_forms(
     *,
     keep_float: Iterable[str] = (),
     dynamic: Iterable[str] = (),
+    coarse: Iterable[str] = (),
 ) -> Placement:
     """Returns where the target wants Q/DQ, which nodes quantize their inputs as they come, and which tables are codes.
 
@@ -36,11 +37,12 @@ def place_forms(
       keep_float: Nodes that stay float although they need not.
       dynamic: Nodes that quantize their inputs as they come, besides those that run in integers in no other way; those
         that the target cannot run so are left out.
+      coarse: Of these, the nodes whose weights have one scale each: less exact, and faster in some kernels.
     """
     floats = set(keep_float)
     nodes = with_all_readers(graph, target, ({*dynamic} | only_dynamic(graph, target)) - floats)
     static = place(graph, target, keep_float=floats | nodes)
-    sites = (*static.sites, *dynamic_sites(graph, target, nodes))
+    sites = (*static.sites, *dynamic_sites(graph, target, nodes, coarse))
     taken = {placed.site.name for placed in sites}
     tables = tuple(p for p in row_sites(graph, target) if p.site.name not in taken and p.site.node not in floats)
     return replace(
@@ -138,9 +140,11 @@ def with_all_readers(graph: GraphView, target: Target, asked: Iterable[str]) -> 
     return _agreeing(graph, target, set(asked) & set(may_be_dynamic(graph, target)))
 
 
-def dynamic_sites(graph: GraphView, target: Target, nodes: Iterable[str]) -> Iterator[PlacedSite]:
+def dynamic_sites(
+    graph: GraphView, target: Target, nodes: Iterable[str], coarse: Iterable[str]
+) -> Iterator[PlacedSite]:
     """Yields the weights of nodes that quantize their inputs as they come, each once, in graph order."""
-    wanted, seen = set(nodes), set[str]()
+    wanted, seen, whole = set(nodes), set[str](), set(coarse)
     for op in graph.ops:
         if op.name not in wanted:
             continue
@@ -152,13 +156,19 @@ def dynamic_sites(graph: GraphView, target: Target, nodes: Iterable[str]) -> Ite
                     site=Site(
                         name=name, role=Role.WEIGHT, op=op.op, node=op.name, shape=graph.tensors[name].shape or ()
                     ),
-                    scheme=dynamic_scheme(op, target),
+                    scheme=dynamic_scheme(op, target, coarse=op.name in whole),
                     reason=f"runs as {rule.runs_as}: its input is quantized as it comes",
                     dynamic=True,
                 )
 
 
-def dynamic_scheme(op: OpView, target: Target) -> Scheme:
+def dynamic_scheme(op: OpView, target: Target, *, coarse: bool = False) -> Scheme:
     """Returns how the weights of a node are held that quantizes its inputs as they come."""
-    axis = target.dynamic[op.op].axis(op)
-    return Scheme(format=target.dynamic_weight, granularity=PerChannel(axis), symmetric=True)
+    granularity = PerTensor() if coarse else PerChannel(target.dynamic[op.op].axis(op))
+    return Scheme(format=target.dynamic_weight, granularity=granularity, symmetric=True)
+
+
+def may_be_coarse(graph: GraphView, target: Target, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Returns those of some nodes whose kernel is faster where a weight has one scale."""
+    wanted = set(nodes) | only_dynamic(graph, target)
+    return tuple(op.name for op in graph.ops if op.name in wanted and target.dynamic[op.op].coarse)

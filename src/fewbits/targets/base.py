@@ -138,12 +138,14 @@ class DynamicRule:
       axis: Output channel axis of the weights, from the node.
       runs_as: The kernel family that runs it.
       conditions: All must hold.
+      coarse: Whether the kernel is faster where a weight has one scale.
     """
 
     weights: tuple[int, ...]
     axis: Callable[[OpView], int]
     runs_as: str
     conditions: tuple[Condition, ...] = ()
+    coarse: bool = False
 
     def weight_inputs(self, op: OpView) -> tuple[str, ...]:
         """Returns the names of the weights."""

@@ -275,6 +275,7 @@ _DYNAMIC = {
         axis=lambda op: 1,
         runs_as="DynamicQuantizeLSTM",
         conditions=(_FLOAT32, _constant(1), _constant(2)),
+        coarse=True,  # by a tenth
     ),
 }
 
