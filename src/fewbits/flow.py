@@ -154,7 +154,8 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
         names = " or ".join(g.name for g in legal) + (", asymmetric" if flows else ", symmetric")
         raise TargetError(
             f"{target.full_name} takes {decision.role.value} {decision.site!r} of {decision.op} {decision.node!r} "
-            f"{names}, not {scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that or 'float'",
+            f"{names}, not {scheme.granularity.name} {'symmetric' if scheme.symmetric else 'asymmetric'}; write that "
+            "or 'float'",
             slug="format-not-legal",
         )
 
