@@ -110,7 +110,7 @@ _Value = tuple[Site, QTensor | QParams]
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
+class IntegerLayer:
     """An integer layer with a weight, as the quantized model is asked for what feeds it."""
 
     op: OpView
@@ -167,7 +167,7 @@ class Layerwise:
         return self._known[key]
 
     def _learn(self, plan: Plan) -> Learned:
-        layers = self._layers(plan)
+        layers = integer_layers(self._model, self._target, plan)
         if not layers:
             return NOTHING_LEARNED
         correcting = asks_for_correction(plan)
@@ -201,29 +201,6 @@ class Layerwise:
             values.update(_by_name(rebiased(values.values(), self._model, plan, excess)))
         return Learned(corrections=excess, weights=weights)
 
-    def _layers(self, plan: Plan) -> list[_Layer]:
-        """Returns the integer layers with a weight of their own, in graph order."""
-        view, target = self._model.view, self._target
-        decisions = {d.site: d for d in plan.quantized if d.is_static}
-        layers = []
-        for op in view.ops:
-            rule = target.rules.get(op.op)
-            weight = None if rule is None else rule.weight_input(op)
-            if rule is None or weight is None or weight not in decisions or len(view.consumers[weight]) > 1:
-                continue
-            bias = rule.bias_input(op)
-            if bias is not None and (bias not in decisions or len(view.consumers[bias]) > 1):
-                bias = None
-            source = op.inputs.index(rule.activation_inputs(op)[0])
-            shape = tuple(d or 0 for d in view.tensors[weight].shape or ())
-            window = window_of(op.attributes, shape) if op.op == "Conv" else None
-            if len(shape) < 2 or (op.op == "Conv") != (window is not None) or op.op not in ("Conv", "Gemm", "MatMul"):
-                continue
-            if op.op != "Conv" and len(shape) != 2:
-                continue
-            layers.append(_Layer(op=op, weight=weight, bias=bias, source=source, axis=rule.axis(op), window=window))
-        return layers
-
     def _see_float(self, outputs: list[str]) -> None:
         missing = [name for name in outputs if name not in self._means]
         if missing:
@@ -251,7 +228,7 @@ class Layerwise:
     def _moments(
         self,
         data: bytes,
-        layers: list[_Layer],
+        layers: list[IntegerLayer],
         values: dict[str, tuple[Site, QTensor | QParams]],
         *,
         second: set[str],
@@ -279,15 +256,15 @@ class Layerwise:
                     size = found[name].mean.shape[1]
                     wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * size)
                     rows = -(-wanted * len(dequantized) // examples)
-                found[name].add(*_inputs(steps, layer.window, rows=rows, seed=(self._seed, number)))
+                found[name].add(*sampled_inputs(steps, layer.window, rows=rows, seed=(self._seed, number)))
         return {name: (moments, scales[name]) for name, moments in found.items()}
 
     def _mean_output(
-        self, weight: QTensor, moments: InputMoments, scale: float, layer: _Layer, bias: QTensor | QParams
+        self, weight: QTensor, moments: InputMoments, scale: float, layer: IntegerLayer, bias: QTensor | QParams
     ) -> np.ndarray:
         """Returns the mean output of the quantized layer per channel, float64: exact but for its last rounding."""
         assert isinstance(bias, QTensor) and layer.bias is not None
-        rows = _matrix(np.asarray(weight.dequantize(), dtype=np.float64), layer.axis)
+        rows = as_rows(np.asarray(weight.dequantize(), dtype=np.float64), layer.axis)
         groups = moments.mean.shape[0]
         per_group = rows.reshape(groups, -1, rows.shape[1])
         products = (per_group @ (moments.mean * scale)[:, :, None]).reshape(-1)
@@ -295,17 +272,41 @@ class Layerwise:
         return np.asarray(products + self._model.weight(layer.bias).astype(np.float64).reshape(-1))
 
 
+def integer_layers(model: OnnxModel, target: Target, plan: Plan) -> list[IntegerLayer]:
+    """Returns the integer layers with a weight of their own, in graph order."""
+    view = model.view
+    decisions = {d.site: d for d in plan.quantized if d.is_static}
+    layers = []
+    for op in view.ops:
+        rule = target.rules.get(op.op)
+        weight = None if rule is None else rule.weight_input(op)
+        if rule is None or weight is None or weight not in decisions or len(view.consumers[weight]) > 1:
+            continue
+        bias = rule.bias_input(op)
+        if bias is not None and (bias not in decisions or len(view.consumers[bias]) > 1):
+            bias = None
+        source = op.inputs.index(rule.activation_inputs(op)[0])
+        shape = tuple(d or 0 for d in view.tensors[weight].shape or ())
+        window = window_of(op.attributes, shape) if op.op == "Conv" else None
+        if len(shape) < 2 or (op.op == "Conv") != (window is not None) or op.op not in ("Conv", "Gemm", "MatMul"):
+            continue
+        if op.op != "Conv" and len(shape) != 2:
+            continue
+        layers.append(IntegerLayer(op=op, weight=weight, bias=bias, source=source, axis=rule.axis(op), window=window))
+    return layers
+
+
 def _by_name(values: Iterable[_Value]) -> Iterator[tuple[str, _Value]]:
     return ((site.name, (site, value)) for site, value in values)
 
 
-def _empty(layer: _Layer, weight: QTensor | QParams) -> InputMoments:
+def _empty(layer: IntegerLayer, weight: QTensor | QParams) -> InputMoments:
     assert isinstance(weight, QTensor)
     groups = 1 if layer.window is None else layer.window.group
     return InputMoments(groups=groups, size=prod(weight.shape) // weight.shape[layer.axis])
 
 
-def _inputs(
+def sampled_inputs(
     steps: np.ndarray, window: Window | None, *, rows: int, seed: tuple[int, ...]
 ) -> tuple[np.ndarray, int, np.ndarray]:
     """Returns sum, count and a sample of a layer's inputs, for ``InputMoments.add``."""
@@ -319,14 +320,14 @@ def _inputs(
     return lines.sum(axis=0, dtype=np.float64)[None], len(lines), drawn[:, None, :]
 
 
-def _matrix(weight: np.ndarray, axis: int) -> np.ndarray:
+def as_rows(weight: np.ndarray, axis: int) -> np.ndarray:
     """Returns a weight as [outputs, inputs]."""
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
-def _rerounded(weight: np.ndarray, tensor: QTensor, moments: InputMoments, layer: _Layer) -> QTensor:
+def _rerounded(weight: np.ndarray, tensor: QTensor, moments: InputMoments, layer: IntegerLayer) -> QTensor:
     """Returns the weight under the same scales, its codes chosen by the second moment of the layer's inputs."""
-    rows = _matrix(weight, layer.axis)
+    rows = as_rows(weight, layer.axis)
     outputs, size = rows.shape
     if size > _MAX_INPUTS:
         return tensor
