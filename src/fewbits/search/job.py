@@ -709,7 +709,7 @@ def _choose(
 
 def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     """Returns the placement that a candidate's plan amounts to, for naming its float islands."""
-    if prepared.request.weights_only:
+    if not prepared.request.calibrates:
         return prepared.placement
     view, target = prepared.model.view, prepared.target
     dynamic = running_dynamic(prepared.model, candidate.plan, target)

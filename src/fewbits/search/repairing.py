@@ -29,7 +29,7 @@ from fewbits.runtimes.base import ExecutedNode, Numbers, Options
 from fewbits.search.building import activation_sites, build
 from fewbits.search.costs import CostTable, Form, node_times, pattern_of, shapes_seen, table_of
 from fewbits.search.draft import draft_plan, forms_without_data
-from fewbits.search.preparing import Prepared
+from fewbits.search.preparing import Prepared, asked_placement
 from fewbits.targets import may_be_coarse, may_be_dynamic, place
 from fewbits.targets.base import Kind
 
@@ -406,7 +406,9 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
     best, repairs = loop.run(statistics) if costs is None else loop.replayed(costs)
     if best.model is not prepared.model:
         model = best.model
-        prepared = replace(prepared, model=model, placement=place(model.view, prepared.target))
+        prepared = replace(
+            prepared, model=model, placement=asked_placement(prepared.request, model, prepared.target, None)
+        )
         statistics = _observed(prepared)
     plan = draft_plan(
         prepared.model,
