@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.algorithms.block_weights import EXACT, EXACT_WEIGHTED, MSE, WEIGHTED, rules_of_blocks, scales_of_blocks
+from fewbits.algorithms.block_weights import EXACT, EXACT_WEIGHTED, MSE, WEIGHTED, scales_of_blocks
 from fewbits.algorithms.exact_scales import exact_scales
 from fewbits.numerics.qtensor import quantize
 from fewbits.numerics.scheme import parse_scheme
@@ -90,10 +90,3 @@ def test_the_sweep_errs_in_no_block_more_than_the_grid_and_in_all_less(name, wei
     power = (heavy * values.astype(np.float64) ** 2).sum(axis=1)
     assert np.all(swept <= grid + 2.0**-22 * power)
     assert swept.sum() < grid.sum()
-
-
-def test_codes_of_eight_bits_and_large_weights_are_left_to_the_grid():
-    four, eight = (parse_scheme(f"int{bits} per-group(1, 32) symmetric") for bits in (4, 8))
-    assert EXACT in rules_of_blocks(four, 1 << 20)
-    assert EXACT not in rules_of_blocks(eight, 1 << 20)
-    assert EXACT_WEIGHTED not in rules_of_blocks(four, 1 << 24)

@@ -33,10 +33,9 @@ HALF_QUADRATIC, EXACT, EXACT_WEIGHTED = "hqq", "exact-mse", "exact-weighted-mse"
 BLOCK_RULES = (MINMAX, MSE, LARGE, WEIGHTED, HALF_QUADRATIC, EXACT, EXACT_WEIGHTED)
 # Those that need data.
 _WEIGHED = (WEIGHTED, EXACT_WEIGHTED)
-# A sweep over all thresholds takes some seconds for a million weights of 4 bits. Codes of more bits have too many of
-# them, and a grid comes as near; larger weights are left to the grid for the sake of time.
-_MOST_SWEPT_BITS = 4
-_MOST_SWEPT = 1 << 21
+# Those that a search tries. The others lower the error of blocks, and of layers on examples held out, but KWT-1 in 4
+# bits comes no closer to float with them (docs/adr/0016).
+TRIED_RULES = (MINMAX, MSE, LARGE, WEIGHTED)
 _TWO_BITS = 2
 # Rounders that need data.
 FED = ("gptq",)
@@ -45,12 +44,6 @@ FED = ("gptq",)
 def needs_inputs(rule: str | None, rounder: str | None) -> bool:
     """Returns whether scales or codes are chosen by the layer's inputs."""
     return rule in _WEIGHED or rounder in FED
-
-
-def rules_of_blocks(scheme: Scheme, elements: int) -> tuple[str, ...]:
-    """Returns the rules that are worth trying for a weight of so many elements in such blocks."""
-    swept = scheme.format.stored_bits <= _MOST_SWEPT_BITS and elements <= _MOST_SWEPT
-    return tuple(rule for rule in BLOCK_RULES if swept or rule not in (EXACT, EXACT_WEIGHTED))
 
 
 def range_without_data(scheme: Scheme, *, multiplied: bool) -> str:

@@ -13,7 +13,7 @@ from typing import final
 
 import numpy as np
 
-from fewbits.algorithms.block_weights import MINMAX, needs_inputs, quantize_blocks, rules_of_blocks
+from fewbits.algorithms.block_weights import MINMAX, TRIED_RULES, needs_inputs, quantize_blocks
 from fewbits.algorithms.rounders.gptq import Feedback, feedback
 from fewbits.calibration.moments import SecondMoment, bytes_of
 from fewbits.datasets.base import Dataset
@@ -32,8 +32,8 @@ from fewbits.targets.base import Target
 # Of so many examples one is held out, and fewer than two such fours tell nothing.
 _HELD_OUT = 4
 _LEAST_EXAMPLES = 2 * _HELD_OUT
-# Rounders that are tried under each rule for scales.
-_ROUNDERS = ("nearest", "gptq")
+# Ranges and rounders that are tried beside those of a run without data, which are kept unless another pair errs less.
+_CANDIDATES = tuple((rule, rounder) for rounder in ("nearest", "gptq") for rule in TRIED_RULES)
 # Bytes of second moments in work at a time, unless one alone takes more; the data flow once for each such group.
 _GROUP_BYTES = 512 * 2**20
 # Bytes beyond which an input is too wide for one: about 11 500 columns.
@@ -193,9 +193,7 @@ class Blockwise:
         best, least, plain, fed = layer.decision, float("inf"), 0.0, float("inf")
         kept: QTensor | None = None
         drafted = layer.decision.range_rule or MINMAX, layer.decision.rounder or "nearest"
-        # What a run without data has is kept unless another pair errs less.
-        pairs = ((rule, rounder) for rounder in _ROUNDERS for rule in rules_of_blocks(scheme, values.size))
-        for rule, rounder in dict.fromkeys((drafted, *pairs)):
+        for rule, rounder in dict.fromkeys((drafted, *_CANDIDATES)):
             tried = replace(layer.decision, range_rule=rule, rounder=rounder)
             tensor = self._quantized(tried, moments, passed)
             off = values - np.asarray(tensor.dequantize())
