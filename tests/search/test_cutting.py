@@ -14,7 +14,7 @@ from fewbits.calibration.histogram import histogram_of
 from fewbits.calibration.statistics import Statistics
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import Plan, plan_from_json
-from fewbits.search.cutting import RULE, SHARES, cut, cuttable
+from fewbits.search.cutting import RULE, SHARES, cut, cuttable, uncut
 from fewbits.search.draft import draft_plan
 from fewbits.targets import resolve_target
 
@@ -88,6 +88,13 @@ def test_what_brings_nothing_beyond_chance_leaves_the_plan_alone(drafted):
     _, plan, _ = drafted
     assert cut(plan, ("c0", "c2"), lambda tried: 1.0 if tried is plan else 0.99) is plan
     assert cut(plan, (), lambda tried: 0.0) is plan
+
+
+def test_what_layers_learn_does_not_depend_on_cuts(drafted):
+    _, plan, _ = drafted
+    narrower = cut(plan, ("c0", "c2"), lambda tried: 1.0 if tried is plan else 0.5)
+    assert narrower != plan
+    assert uncut(narrower) == plan == uncut(plan)
 
 
 def some(seed: int, count: int) -> np.ndarray:
