@@ -310,8 +310,11 @@ class BudgetLoop:
         return candidate, outcome
 
     def _ranged(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
-        """Returns the candidate with range rules site by site, where that brings it closer to float."""
-        if self._late() or close_enough(outcome):
+        """Returns the candidate with range rules site by site, where that brings it closer to float.
+
+        However close it is: ResNet-20 was at 0.2 millinats on calibration pictures held out, and at 2.4 on others.
+        """
+        if self._late():
             return candidate, outcome
         plan = self._task.ranges(candidate.plan)
         if plan == candidate.plan:
