@@ -15,7 +15,7 @@ import pytest
 
 VERBS = ("inspect", "plan", "quantize", "measure", "report", "verify", "targets", "formats", "doctor", "demo")
 FILES = {
-    "README.md", "golden.npz", "manifest.json", "model.onnx", "plan.json", "records.jsonl", "report.html",
+    "README.md", "costs.json", "golden.npz", "manifest.json", "model.onnx", "plan.json", "records.jsonl", "report.html",
     "report.json", "timings.json",
 }  # fmt: skip
 PROMISED = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 FILES = (
-    "README.md", "golden.npz", "manifest.json", "model.onnx", "plan.json", "records.jsonl", "report.html",
+    "README.md", "costs.json", "golden.npz", "manifest.json", "model.onnx", "plan.json", "records.jsonl", "report.html",
     "report.json", "timings.json",
 )  # fmt: skip
 
