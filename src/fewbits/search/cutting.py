@@ -6,7 +6,7 @@ LeakyRelu is not the one that keeps answers closest to float: what is clipped is
 gone through in graph order, and each gets the cut with which examples come closest to float, all others as they are.
 
 Steps of weights and biases do not depend on these ranges. What layers learn, they learn without cuts, and keep: learned
-anew, codes would change, and with them by luck as much as a cut brings (a tenth of Tiny Darknet's distance).
+anew, codes change too, and the same three cuts left Tiny Darknet at 38.5 millinats (31.2 so, 39.4 without cuts).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fewbits.planning.site import Role
 RULE = "mse-low"
 # The range rule whose negative end is cut.
 _WHOLE = "mse"
-# Parts of the negative end that are tried; beyond the last, Tiny Darknet never came closer.
+# Parts of the negative end that are tried; a quarter was never the best of a site of Tiny Darknet.
 SHARES = (0.7, 0.5, 0.35)
 # What a cut must bring, as a part of the distance before: single sites move it by a few percent by luck.
 _CLOSER = 0.98
