@@ -42,6 +42,7 @@ from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, BudgetLoop, Task, Trial,
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.paying import hopeless, is_refuted, loses_speed, pays
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
+from fewbits.search.ranging import by_output_error
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
@@ -266,6 +267,22 @@ class _Job:
         if (evidence := self._evidence()) is not None:
             yield from variants(self._prepared.model, plan, evidence, keep_float=keep_float, jobs=self._request.jobs)
 
+    def ranged(self, plan: Plan) -> Plan:
+        """Returns the plan with range rules by the output errors of layers; as it is where the effort is "fast"."""
+        prepared, parts = self._prepared, self._prepared.parts
+        if parts is None or self._request.effort == "fast":
+            return plan
+        return by_output_error(
+            prepared.model,
+            prepared.target,
+            plan,
+            parts.data,
+            parts.calibration,
+            jobs=self._request.jobs,
+            seed=self._request.seed,
+            progress=self._request.progress,
+        )
+
     def use(self, model: OnnxModel, statistics: Statistics) -> None:
         """Goes on with an equal model."""
         if model is not self._prepared.model:
@@ -363,6 +380,11 @@ class _Job:
             return plan
         with self._reference(closeness_part(parts.calibration)) as reference:
             best, least = plan, self._distance(plan, reference)
+            ranged = self.ranged(plan)
+            if ranged != plan:
+                found = self._distance(ranged, reference)
+                if found.quality.gauge < CLOSER * least.quality.gauge:
+                    best, plan, least = ranged, ranged, found
             for _, teach in LESSONS[: TAUGHT[self._request.effort]]:
                 taught = teach(plan)
                 if close_enough(least) or not self._layerwise().of(taught):
@@ -699,6 +721,7 @@ def _choose(
             refuted=lambda outcome: is_refuted(prepared, outcome),
             hopeless=lambda candidate: hopeless(prepared, candidate, options, feeds),
             learn=job.learned_layers,
+            ranges=job.ranged,
             variants=lambda plan: job.variants(plan, repaired.keep_float),
             use=job.use,
             slower=lambda candidate, other: loses_speed(prepared, (other.data, candidate.data), options, feeds),
