@@ -230,8 +230,10 @@ def _one_width(graph: ir.Graph, takers: list[Taker]) -> int | None:
     """Returns how many channels all takers read; None where they disagree."""
     widths = set()
     for taker in takers:
-        array = constant_of(graph.initializers[taker.weight])
-        assert array is not None
+        weight = graph.initializers.get(taker.weight)
+        array = None if weight is None else constant_of(weight)
+        if array is None:  # a layer inside a body reads the tensor, with a weight of the body's own
+            return None
         widths.add(array.shape[taker.axis] * taker.groups)
     return widths.pop() if len(widths) == 1 else None
 
