@@ -113,6 +113,23 @@ def test_one_weight_of_two_readers_is_held_once(net: Callable[..., Any], tmp_pat
     assert "shared" not in {t.name for t in proto.graph.initializer}
 
 
+def test_weights_of_two_lstms_are_held_once(net: Callable[..., Any], tmp_path: Path) -> None:
+    n = net()
+    x, y = n.input((9, "N", 16), "x"), n.input((9, "N", 16), "y")
+    weights = n.weight(1, 4 * 16, 16, fan_in=16), n.weight(1, 4 * 16, 16, fan_in=16)
+    n.output(*(n.op("LSTM", value, *weights, hidden_size=16) for value in (x, y)))
+    path = saved(n, tmp_path / "net.onnx")
+    data = quantized(path).model_bytes
+    proto = onnx.load_from_string(data)
+    assert [node.op_type for node in proto.graph.node] == ["DynamicQuantizeLSTM"] * 2
+    assert sorted(tuple(t.dims) for t in proto.graph.initializer if len(t.dims) == 3) == [(1, 16, 64)] * 2
+    feeds = {name: RNG.normal(size=(9, 2, 16)).astype(np.float32) for name in ("x", "y")}
+    wanted = RUNTIME.open(path.read_bytes(), Options()).run(feeds)
+    got = RUNTIME.open(data, Options()).run(feeds)
+    for name, value in wanted.items():
+        assert 10 * np.log10(float((value**2).mean()) / float(((got[name] - value) ** 2).mean())) > 30, name
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 def test_an_lstm_is_close_to_float_and_runs_in_integers(
     net: Callable[..., Any], tmp_path: Path, direction: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,35 @@ def test_openvino_runs_them_as_it_runs_the_float_model(path: Path, ids: np.ndarr
     for name, value in expected.items():
         noise = np.square(got[name] - value, dtype=np.float64).sum() / np.square(value, dtype=np.float64).sum()
         assert noise < 1e-5  # 50 dB: weights rounded to 11 bits leave 70, and the layers behind them may add up
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_read_along_two_axes_is_held_once(net: Any, tmp_path: Path, kind: str) -> None:
+    n = net()
+    x = n.input(("N", 32))
+    weight = n.weight(32, 32, name="w")
+    n.output(n.op("Gemm", n.op("Gemm", x, weight), weight, transB=1))
+    result = quantized(n.save(tmp_path), kind)
+    held = onnx.load_from_string(result.model_bytes).graph.initializer
+    assert [(tensor.data_type, len(tensor.raw_data)) for tensor in held] == [(TYPES[kind], 32 * 32 * 2)]
+
+
+def test_a_plan_of_halves_is_replayed_where_no_other_codes_could_be_stored(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((24, 32)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["w", "x"], ["y"])],
+        "left",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [32, "n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [24, "n"])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "left.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    first = quantized(path, "fp16")
+    again = fewbits.quantize(path, plan=first.plan, allow_slower=True)
+    assert len(first.plan.quantized) == 1
+    assert again.model_bytes == first.model_bytes
+    floats = replace(
+        first.plan, decisions=tuple(replace(d, scheme=None, stored=False, rounder=None) for d in first.plan.decisions)
+    )
+    assert fewbits.quantize(path, plan=floats).model_bytes == path.read_bytes()

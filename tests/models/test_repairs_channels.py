@@ -92,6 +92,18 @@ def test_one_weight_of_two_layers_stays_right_for_both(net: Net) -> None:
     assert changed and groups(model) == [48]
 
 
+def test_one_weight_of_two_depthwise_layers_is_filled_once(net: Net) -> None:
+    n = net()
+    weight = n.weight(24, 1, 3, 3, fan_in=9)
+    h = n.relu(n.conv(n.input(("N", 3, 9, 9), "x"), 3, 24, 1))
+    for _ in range(2):
+        h = n.relu(n.op("Conv", h, weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=24))
+    n.output(n.conv(h, 24, 5, 1))
+    model, changed = filled(n)
+    assert changed and groups(model) == [32, 32]
+    assert [tuple(t.dims) for t in model.graph.initializer].count((32, 1, 3, 3)) == 1
+
+
 def _read_by(net: Net, kind: str) -> Any:
     n = net()
     x = n.input(("N", 3, 8, 8), "x")

@@ -45,6 +45,7 @@ class DynamicWriter:
         self._name = name
         self._codes: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._held: dict[tuple[str, bool], ir.Value] = {}
+        self._gates: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._recurrent: dict[ir.Node, dict[int, QTensor]] = {}
 
     def write(self, weight: ir.Value, value: QTensor) -> None:
@@ -105,6 +106,18 @@ class DynamicWriter:
             self._held[key] = self._initializer(f"{name}_s", np.asarray(value.scale, dtype=np.float32).reshape(-1))
         return self._held[key]
 
+    def _turned(self, name: str, value: QTensor) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Returns codes, scales and zero points of an LSTM's weight as the runtime's operator wants them."""
+        codes = np.ascontiguousarray(np.asarray(value.codes).transpose(0, 2, 1))
+        scale, ways = np.asarray(value.scale, dtype=np.float32).reshape(1, -1), codes.shape[0]
+        by_column = isinstance(value.scheme.granularity, PerChannel)
+        scales = np.repeat(scale, ways, axis=0) if by_column else np.repeat(scale[0], ways)
+        return (
+            self._initializer(f"{name}_q", codes),
+            self._initializer(f"{name}_s", scales),
+            self._initializer(f"{name}_z", np.zeros(scales.shape, codes.dtype)),
+        )
+
     def _run_through(self, old: ir.Node, held: dict[int, QTensor]) -> None:
         """Puts the runtime's LSTM in an LSTM's place: weights [directions, inputs, 4 * hidden], a scale a column."""
         self._imports[_DOMAIN] = _VERSION
@@ -113,15 +126,10 @@ class DynamicWriter:
         for index in _LSTM_WEIGHTS:
             value, was = held[index], old.inputs[index]
             assert was is not None
-            codes = np.ascontiguousarray(np.asarray(value.codes).transpose(0, 2, 1))
-            scale, ways = np.asarray(value.scale, dtype=np.float32).reshape(1, -1), codes.shape[0]
-            by_column = isinstance(value.scheme.granularity, PerChannel)
-            scales = np.repeat(scale, ways, axis=0) if by_column else np.repeat(scale[0], ways)
-            inputs[index] = self._initializer(f"{was.name}_q", codes)
-            behind += [
-                self._initializer(f"{was.name}_s", scales),
-                self._initializer(f"{was.name}_z", np.zeros(scales.shape, codes.dtype)),
-            ]
+            if was not in self._gates:
+                self._gates[was] = self._turned(was.name or "", value)
+            inputs[index], *scales = self._gates[was]
+            behind += scales
         attributes = [attribute for name, attribute in old.attributes.items() if name != "layout"]
         node = ir.Node(
             _DOMAIN, "DynamicQuantizeLSTM", [*inputs, *behind], attributes, num_outputs=len(old.outputs),

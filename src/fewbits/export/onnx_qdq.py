@@ -7,6 +7,7 @@ Names, doc strings and annotations of the model stay; every new name is the tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
@@ -81,6 +82,7 @@ class _QdqSink(Sink):
         self._values.update(inner_initializers(self._graph))
         self._codes: dict[str, ir.Value] = {}
         self._params: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._halves: dict[tuple[ir.Graph, str, tuple[int, ...], bytes], ir.Value] = {}
         inner = [name for body in bodies(self._graph) for _, node in body.nodes for name in _names_of(node)]
         inner += [value.name or "" for value in inner_names(self._graph)]
         outer = [name for node in self._graph for name in _names_of(node)]
@@ -216,8 +218,15 @@ class _QdqSink(Sink):
         """Lets all readers of a fixed tensor, those inside bodies too, read the Cast of its 16-bit floats."""
         old = self._values[site.name]
         home = old.graph if isinstance(old.graph, ir.Graph) else self._graph
-        held = self._initializer(f"{site.name}_{value.scheme.format.name}", half_array(value), home)
         uses = tuple(old.uses())
+        array = half_array(value)
+        # Opening gives readers along another axis a copy of the weight, for scales that 16-bit floats have none of.
+        key = home, array.dtype.name, array.shape, sha256(array.view(np.uint8).data).digest()
+        if key in self._halves:
+            for user, index in uses:
+                user.replace_input_with(index, self._halves[key])
+            return
+        held = self._initializer(f"{site.name}_{value.scheme.format.name}", array, home)
         if held.const_value is not None and held.const_value.size >= LARGE_TABLE and all(map(_picks_rows, uses)):
             for gather, _ in uses:
                 self._gather_halves(gather, held)
@@ -226,6 +235,7 @@ class _QdqSink(Sink):
         made = node.outputs[0]
         made.name, made.shape, made.type = self._name(f"{site.name}_f"), old.shape, ir.TensorType(ir.DataType.FLOAT)
         home.append(node)
+        self._halves[key] = made
         for user, index in uses:
             user.replace_input_with(index, made)
 

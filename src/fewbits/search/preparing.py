@@ -129,6 +129,8 @@ class Request:
     @property
     def calibrates(self) -> bool:
         """Whether ranges are fixed from examples."""
+        if self.plan is not None and not self.plan.quantized:
+            return False
         return not self.weights_only and not self.dynamic_only
 
     @property
@@ -188,16 +190,22 @@ def versions(target: Target) -> dict[str, str]:
 
 
 def wanted_scheme(request: Request, target: Target) -> Scheme | None:
-    """Returns how a forced scheme for weights alone stores them; None without such a scheme.
+    """Returns how a forced scheme, or a plan of 16-bit floats, stores weights alone; None without such a scheme.
 
     Raises: TargetError(slug="scheme-not-written") for a forced scheme that the target does not write.
     """
     if request.scheme is None:
-        return None
+        return _halves_of(request.plan)
     found = stored_scheme(request.scheme, SCHEMES[request.scheme], target)
     if found is None and request.scheme not in target.schemes:
         raise not_written(request.scheme, target)
     return found
+
+
+def _halves_of(plan: Plan | None) -> Scheme | None:
+    """Returns the scheme of a plan whose weights are all 16-bit floats; None for others."""
+    schemes = () if plan is None else tuple(d.scheme for d in plan.quantized if d.scheme is not None)
+    return next(iter(schemes), None) if all(not scheme.scaled for scheme in schemes) else None
 
 
 def asked_placement(request: Request, model: OnnxModel, target: Target, wanted: Scheme | None) -> Placement:
@@ -238,7 +246,7 @@ def prepare(request: Request) -> Prepared:
     calibrates = request.calibrates
     placement = asked_placement(request, model, target, wanted)
     refuse_none_in_blocks(placement, wanted, target)
-    if not placement.sites:
+    if not placement.sites and (request.plan is None or request.plan.quantized):
         raise TargetError(nothing_to_quantize(model, placement, target), slug="nothing-to-quantize")
     if request.data is None and not calibrates and request.max_drop is None and request.evaluation is None:
         return _without_data(request, target, model, placement, output)

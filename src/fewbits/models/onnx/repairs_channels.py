@@ -82,6 +82,7 @@ class _Channels:
         self._readers: dict[ir.Node, None] = {}
         self._depthwise: dict[ir.Node, None] = {}
         self._constants: dict[tuple[ir.Node, int], np.ndarray] = {}
+        self._filled: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def sees(self, value: ir.Value | None) -> bool:
         """Returns whether a tensor and all that share its channels could have more of them."""
@@ -169,8 +170,10 @@ class _Channels:
         array = constant_of(old)
         if old is None or array is None:
             return
-        widths = [(0, self._new - self._old if i == axis else 0) for i in range(array.ndim)]
-        node.replace_input_with(index, add_initializer(graph, f"{old.name}_filled", np.pad(array, widths)))
+        if (old, axis) not in self._filled:
+            widths = [(0, self._new - self._old if i == axis else 0) for i in range(array.ndim)]
+            self._filled[old, axis] = add_initializer(graph, f"{old.name}_filled", np.pad(array, widths))
+        node.replace_input_with(index, self._filled[old, axis])
         drop_unread(graph, [old])
 
 
