@@ -67,7 +67,7 @@ def test_an_undecided_run_keeps_its_artefact_and_tells_what_is_missing(
     done = cli("quantize", runs.DIGITS, "--data", data, "--effort", "fast", "-o", tmp_path / "o", "--json")
     assert (done.code, done.json["verdict"]) == (3, "undecided")
     assert done.json["metric"]["examples_needed"] >= 299
-    assert done.json["executed"]["integer_nodes"] > 10, "too few examples are no reason for floats"
+    assert done.json["executed"]["integer_nodes"] > 6, "too few examples are no reason for floats"
     assert cli("verify", tmp_path / "o").code == 0
 
 
@@ -82,7 +82,7 @@ def test_a_time_budget_keeps_the_best_so_far_and_says_so(
     candidates = [step for step in done.json["search"] if not step["change"].startswith("repair: ")]
     assert len(candidates) == 1, "the first candidate is always finished, no other is begun"
     assert any("[time-budget]" in warning for warning in done.json["warnings"])
-    assert done.json["executed"]["integer_nodes"] > 10
+    assert done.json["executed"]["integer_nodes"] > 6
 
 
 def test_eval_data_are_all_verdict_and_shared_examples_are_left_out_of_choosing(

@@ -31,9 +31,9 @@ def finished(path: Path, monkeypatch: pytest.MonkeyPatch, ratios: dict[str, floa
     asked: list[str] = []
     better = repairing._Loop.better
 
-    def told(self: Any, name: str, what: str, best: Any, other: Any) -> bool:
+    def told(self: Any, name: str, what: str, best: Any, other: Any, **more: Any) -> bool:
         asked.append(name)
-        return better(self, name, what, best, other)
+        return better(self, name, what, best, other, **more)
 
     def clock(models: Any, **options: Any) -> Speedup:
         ratio = ratios.get(asked[-1], 0.9)

@@ -43,6 +43,8 @@ _PATTERNS_TRIED = 8
 _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
 _WORTH = 1.02
+# Operators without weights are in integers for speed alone, and round once more: where they bring none, they are float.
+_NOT_SLOWER = 0.99
 
 
 @final
@@ -165,8 +167,8 @@ class _Loop:
         data = build(model, plan, prepared.target, statistics).data
         return _State(model=model, keep_float=keep_float, dynamic=dynamic, coarse=coarse, data=data)
 
-    def better(self, name: str, what: str, best: _State, other: _State) -> bool:
-        """Returns whether another file is faster than the best, and notes what was measured."""
+    def better(self, name: str, what: str, best: _State, other: _State, *, worth: float = _WORTH) -> bool:
+        """Returns whether another file is faster than the best by what it is worth, and notes what was measured."""
         if other.data == best.data:
             return False
         found = quick_speedup(
@@ -176,7 +178,7 @@ class _Loop:
             seconds=_SECONDS,
             seed=self._prepared.request.seed,
         )
-        kept = found.low > _WORTH
+        kept = found.low > worth
         self._trials.append(RepairTrial(name=name, what=what, speedup=found, kept=kept))
         return kept
 
@@ -344,7 +346,8 @@ class _Loop:
         if not light:
             return best
         other = self.built(best.model, light, best.dynamic)
-        return other if self.better(LIGHT_FLOAT, "operators without weights left float", best, other) else best
+        what = "operators without weights left float"
+        return other if self.better(LIGHT_FLOAT, what, best, other, worth=_NOT_SLOWER) else best
 
     def _dynamic(self, best: _State) -> _State:
         able = may_be_dynamic(best.model.view, self._prepared.target)
