@@ -343,3 +343,31 @@ def test_nodes_inside_a_body_are_found_again_in_the_executed_graph(tmp_path: Pat
     assert "made-by-runtime" not in islands.values()
     # A float that was drawn as "yes" may be either: both branches have a product, and the names do not say which ran.
     assert any(name.startswith("choose/") and name.endswith("/product") for name in islands)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_a_weight_that_a_body_reads_beside_an_integer_layer_stays_float_for_the_body(
+    tmp_path: Path, scheme: str
+) -> None:
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node("MatMul", ["h", "w"], [name])], name, [], [info(name)])
+        for name in ("then", "else")
+    }
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+        helper.make_node("MatMul", ["y", "v"], ["z"]),
+        helper.make_node("If", ["flag"], ["o"], **branches),
+    ]
+    fixed = [weight("w", WIDTH, WIDTH), weight("v", WIDTH, 8), numpy_helper.from_array(np.array(True), "flag")]
+    x = np.random.default_rng(1).standard_normal((64, WIDTH)).astype(np.float32)
+
+    outputs = [info("z", shape=("N", 8)), info("o", shape=("N", WIDTH))]
+    path = made(nodes, [info("x", shape=("N", WIDTH))], outputs, fixed, tmp_path / "beside.onnx")
+    result = fewbits.quantize(path, data={"x": x}, scheme=scheme, allow_slower=True)
+    wanted = RUNTIME.open(path.read_bytes(), Options()).run({"x": x})
+    got = RUNTIME.open(result.model_bytes, Options()).run({"x": x})
+    np.testing.assert_allclose(got["o"], wanted["o"], rtol=1e-5, atol=1e-5)
+    noise, signal = float(((got["z"] - wanted["z"]) ** 2).mean()), float((wanted["z"] ** 2).mean())
+    assert 0 < noise < signal / 100  # a wrong scale would leave nothing of the signal
+    assert {"w", "v"} & {d.site for d in result.plan.quantized}

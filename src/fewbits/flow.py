@@ -529,10 +529,9 @@ def _weight(decision: Decision, model: OnnxModel, target: Target, params: Mappin
     scale, _ = affine_from_amax(amax, scheme.format)
     scale = np.maximum(np.asarray(scale, dtype=np.float64), _kernel_limits(decision, values, target, model.view))
     for op in model.view.consumers.get(decision.site, ()) if params else ():
-        op_rule = target.rules[op.op]
-        source = op_rule.activation_inputs(op)[0]
-        if source not in params:
-            continue  # a reader kept float keeps its float bias
+        op_rule = target.rules.get(op.op)
+        if op_rule is None or (source := op_rule.activation_inputs(op)[0]) not in params:
+            continue  # a reader kept float, or inside a body, keeps its float bias
         bias = op_rule.bias_input(op)
         activation = float(as_array(params[source].scale))
         offsets = np.zeros(1, np.float32) if bias is None else model.weight(bias)
