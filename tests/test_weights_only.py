@@ -217,3 +217,18 @@ def test_a_sparse_model_of_three_gigabytes_is_done_below_one(verb: list[str], tm
     assert int(done.stdout.rsplit("PEAK", 1)[1]) < 1e9
     if out:
         assert (tmp_path / "out" / "model.onnx.data").stat().st_size == pytest.approx(size * size * layers, rel=1e-3)
+
+
+@pytest.mark.parametrize("asked", [{"max_drop": "0.1%"}, {"scheme": "w8a8"}, {"scheme": "w8a8-dynamic"}])
+def test_weights_that_lie_in_a_file_beside_the_model_are_found_by_every_trial(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: dict[str, str]
+) -> None:
+    data = {"ids": np.random.default_rng(0).integers(0, 64, (400, 12))}
+    monkeypatch.setattr(opening, "_LAZY_BYTES", 0)
+    monkeypatch.chdir(path.anchor)  # what the runtime opens from bytes must not be found by chance
+    result = fewbits.quantize(path, data=data, allow_slower=True, **asked)
+    result.save(tmp_path / "out")
+    session = RUNTIME.open(tmp_path / "out" / "model.onnx", Options())
+    wanted = RUNTIME.open(onnx.load(path).SerializeToString(), Options()).run(data)
+    for name, value in session.run(data).items():
+        assert float(((value - wanted[name]) ** 2).mean()) < 0.01 * float((wanted[name] ** 2).mean()), name

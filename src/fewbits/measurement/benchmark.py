@@ -117,14 +117,14 @@ def quick_speedup(
     """Returns roughly how much faster the second model is than the first: enough to see whether it is.
 
     Args:
-      models: The two; the data folder of the options is the first one's.
+      models: The two, as bytes; what either holds outside lies in the data folder of the options.
       feeds: One example.
       options: Session options.
       seconds: How long is measured.
       seed: Of the order.
     """
     runtime = RUNTIMES[options.runtime]
-    first, second = runtime.open(models[0], options), runtime.open(models[1], replace(options, data_folder=None))
+    first, second = (runtime.open(model, options) for model in models)
     runs = {FLOAT: lambda: first.run(feeds), QUANTIZED: lambda: second.run(feeds)}
     clock = _CLOCKS[options.threads == 1][1]
     return measure_latency(runs, baseline=FLOAT, seconds=seconds, seed=seed, clock=clock).speedups[QUANTIZED]

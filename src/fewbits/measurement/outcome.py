@@ -145,10 +145,12 @@ class Reference:
           candidate: The file, or its bytes.
           progress: Told of each batch.
           stage: Name for the progress.
-          data_folder: Where its external data lie, if not beside it.
+          data_folder: Where its external data lie; if not given beside a file, and for bytes with the float model.
           limit: Only about the first so many examples (whole batches); all where None.
         """
         float_scores = self.prepare(progress, stage="float model")
+        if data_folder is None and isinstance(candidate, bytes):
+            data_folder = self._model.folder
         session = open_session(candidate, replace(self._options, data_folder=data_folder))
         run = self._run_alone if quantizes_batches(candidate) else self._run
         meter, scores, done = QualityMeter(), [], 0

@@ -45,7 +45,8 @@ def loses_speed(
     prepared: Prepared, models: tuple[bytes, bytes], options: Options, feeds: dict[str, np.ndarray]
 ) -> bool:
     """Returns whether the second file is slower than the first by more than may be given away."""
-    found = quick_speedup(models, feeds=feeds, options=options, seconds=_QUICK_SECONDS, seed=prepared.request.seed)
+    own = replace(options, data_folder=prepared.model.folder)
+    found = quick_speedup(models, feeds=feeds, options=own, seconds=_QUICK_SECONDS, seed=prepared.request.seed)
     return found.ratio < _FREE
 
 

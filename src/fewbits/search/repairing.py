@@ -140,7 +140,7 @@ class _Loop:
 
     def __init__(self, prepared: Prepared, options: Options, feeds: dict[str, np.ndarray]) -> None:
         self._prepared = prepared
-        self._options = options
+        self._options = replace(options, data_folder=prepared.model.folder)  # what stays float lies where it came from
         self._feeds = feeds
         self._trials: list[RepairTrial] = []
 
@@ -252,8 +252,12 @@ class _Loop:
         )
         best = self._cheapest_products(best, table, patterns, able)
         best = self._coarse(best)
-        for pattern in table.dearer_in_integers()[:_PATTERNS_TRIED]:
-            best = self._in_float(best, pattern, tuple(n for n, p in patterns.items() if p == pattern))
+        light = set(_light(model, self._prepared))
+        dearer = [(p, tuple(n for n, found in patterns.items() if found == p)) for p in table.dearer_in_integers()]
+        # Weights in float make the file larger: that is for speed, and --allow-slower says that speed does not decide.
+        free = [(p, names) for p, names in dearer if not request.allow_slower or light.issuperset(names)]
+        for pattern, names in free[:_PATTERNS_TRIED]:
+            best = self._in_float(best, pattern, names)
         chosen = {pattern: _form(best, patterns, pattern) for pattern in dict.fromkeys(patterns.values())}
         return best, replace(table, chosen=chosen)
 
@@ -277,7 +281,12 @@ class _Loop:
 
     def _cheapest_products(self, best: _State, table: CostTable, patterns: dict[str, str], able: set[str]) -> _State:
         """Returns the best way, or the one in which each product has the form that took least time."""
-        cheapest = {p: min(costs, key=lambda form: costs[form]) for p, costs in table.microseconds.items()}
+        smaller = self._prepared.request.allow_slower
+        known = {
+            p: {f: us for f, us in c.items() if f is not Form.FLOAT or not smaller}
+            for p, c in table.microseconds.items()
+        }
+        cheapest = {p: min(costs, key=lambda form: costs[form]) for p, costs in known.items() if costs}
         wanted = {name: cheapest.get(patterns[name], Form.STATIC) for name in able}
         dynamic = tuple(sorted(name for name, form in wanted.items() if form is Form.DYNAMIC))
         floats = {name for name, form in wanted.items() if form is Form.FLOAT}
