@@ -164,7 +164,7 @@ def ruined_net(runs: ModuleType, path: Path) -> Path:
     """Writes four convolutions, where the tensor between the second and the third has channels 10^4 apart.
 
     One scale for the tensor rounds the small channels away; the third convolution takes them up again. Nothing else is
-    hard, and in float the scaling cancels.
+    hard, and in float the scaling cancels. A clip stands between the two: no factor of a channel gets through it.
     """
     rng = np.random.default_rng(3)
 
@@ -174,12 +174,15 @@ def ruined_net(runs: ModuleType, path: Path) -> Path:
     spread = np.ones((32, 1, 1, 1), np.float32)
     spread[0] = 1e4
     weights = {"w1": he(32, 3), "w2": he(32, 32) * spread, "w3": he(32, 32) / spread.reshape(1, 32, 1, 1)}
+    weights |= {"low": np.array(0, np.float32), "high": np.array(1e9, np.float32)}
     weights |= {"w4": he(32, 32), "w5": he(10, 32, 1)[:, :, 0, 0] * 4}
     nodes, last = [], "x"
     for i in range(1, 5):
         nodes += [
             helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"),
+            helper.make_node("Clip", ["c2", "low", "high"], ["r2"], name="clip2")
+            if i == 2
+            else helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"),
         ]
         last = f"r{i}"
     nodes += [

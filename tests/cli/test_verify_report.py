@@ -27,7 +27,7 @@ def _flip(path: Path, place: float) -> None:
 def test_an_untouched_output_verifies(cli: Callable[..., Any], written: Path) -> None:
     done = cli("verify", written)
     assert (done.code, done.err) == (0, "")
-    assert "8 files" in done.out
+    assert "9 files" in done.out
     assert "equal to the bit" in done.out
 
 
