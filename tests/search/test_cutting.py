@@ -118,7 +118,7 @@ def done(tmp_path_factory):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     path = tmp_path_factory.mktemp("cut") / "flat.onnx"
     path.write_bytes(model.SerializeToString())
-    return path, fewbits.quantize(path, data={"x": some(0, 200)}, scheme="w8a8", allow_slower=True)
+    return path, fewbits.quantize(path, data={"x": some(0, 200)}, scheme="w8a8", effort="best", allow_slower=True)
 
 
 def test_a_cut_is_kept_in_the_plan_and_replays_to_the_same_bytes(done):
