@@ -392,7 +392,7 @@ class _Job:
                 found = self._distance(taught, reference)
                 if found.quality.gauge < least.quality.gauge:
                     best, least = taught, found
-            # On pictures that nobody had seen, cuts brought Tiny Darknet nothing: they are for who has the time to look.
+            # On pictures that nobody had seen, cuts brought Tiny Darknet nothing: for those who have the time to look.
             if not close_enough(least) and self._request.effort == "best":
                 narrower = self._cut(best)
                 if narrower is not best and self._distance(narrower, reference).quality.gauge < least.quality.gauge:
