@@ -24,6 +24,7 @@ import peers
 from fewbits.evidence import paired_bound
 from fewbits.measurement.latency import LatencyResult, measure_latency
 from fewbits.measurement.quality import kl_per_example
+from fewbits.models.onnx.protobuf import quantizes_batches
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Numbers, Options
 from five_cases import CASES, Case
@@ -271,11 +272,15 @@ def _input_name(model: Path) -> str:
 
 
 def _predict(path: Path, examples: Array, case: Case) -> Array:
-    """Returns the judged output for all examples, float32, in the session that is also timed."""
+    """Returns the judged output for all examples, float32, in the session that is also timed.
+
+    Files that quantize by the range of each run are given one example at a time, as they are when they are timed.
+    """
     session = common.session(path)
     name = session.get_inputs()[0].name
-    steps = range(0, len(examples), case.batch)
-    return np.concatenate([session.run([case.output], {name: examples[i : i + case.batch]})[0] for i in steps])
+    size = 1 if quantizes_batches(path) else case.batch
+    steps = range(0, len(examples), size)
+    return np.concatenate([session.run([case.output], {name: examples[i : i + size]})[0] for i in steps])
 
 
 def _timed(case: Case, files: dict[str, Path], seconds: float, clock: Callable[[], int]) -> LatencyResult:
