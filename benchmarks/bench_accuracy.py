@@ -48,7 +48,6 @@ class Pythons:
 def quantize(*, model: str, data: str, evaluation: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
     """Runs fewbits at a forced scheme (in a child process), with and without what layers learn; writes both files."""
     import fewbits
-    from fewbits.search.cutting import RULE
     from fewbits.search.layerwise import ROUNDER, STEP
 
     given = {"data": data, "eval": evaluation, "seed": common.SEED, "allow_slower": True}
@@ -56,13 +55,11 @@ def quantize(*, model: str, data: str, evaluation: str, out: str, options: dict[
     Path(out).write_bytes(result.model_bytes)
     plan = result.plan
     rounded = sum(d.rounder == ROUNDER for d in plan.quantized)
-    cut = sum((d.range_rule or "").startswith(RULE) for d in plan.quantized)
-    told = {"rounded": rounded, "cut": cut, "corrected": any(t.name == STEP for t in plan.transforms)}
+    told = {"rounded": rounded, "corrected": any(t.name == STEP for t in plan.transforms)}
     told["quantized"] = len(plan.quantized)
     if options["scheme"] not in {scheme for _, scheme, _ in SCHEMES} or options["target"] == "openvino":
         return told
     decisions = tuple(replace(d, rounder="nearest") if d.rounder == ROUNDER else d for d in plan.decisions)
-    decisions = tuple(replace(d, range_rule="mse") if (d.range_rule or "").startswith(RULE) else d for d in decisions)
     plain = replace(plan, decisions=decisions, transforms=tuple(t for t in plan.transforms if t.name != STEP))
     shared = {key: value for key, value in options.items() if key == "score_output"}
     Path(f"{out}.nearest.onnx").write_bytes(fewbits.quantize(model, **given, plan=plain, **shared).model_bytes)
@@ -121,8 +118,7 @@ def _own(case: Case, folder: Path, wanted: Array, notes: list[str]) -> list[list
             notes.append(f"fewbits {title}: nothing in the model can run so")
             continue
         notes.append(
-            f"fewbits {title}: biases corrected: {told['corrected']}; {told['rounded']} weights by their inputs; "
-            f"{told['cut']} ranges cut"
+            f"fewbits {title}: biases corrected: {told['corrected']}; {told['rounded']} weights by their inputs"
         )
         rows.append(row(case, f"fewbits {title}", out, wanted, child.seconds, openvino=target == "openvino"))
         nearest = Path(f"{out}.nearest.onnx")

@@ -32,12 +32,11 @@ from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offe
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build, running_dynamic
 from fewbits.search.calibrated import unchanging_sites, untaken_branches
-from fewbits.search.cutting import MOST_EXAMPLES, cut, cuttable
 from fewbits.search.draft import draft_dynamic, draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.halving import Halves, as_fast, draft_halves, judges_alike, saves, told_of
 from fewbits.search.handing_over import choose_file
-from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part, learning_part
+from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
 from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, BudgetLoop, Task, Trial, close_enough
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.paying import hopeless, is_refuted, loses_speed, pays
@@ -392,27 +391,7 @@ class _Job:
                 found = self._distance(taught, reference)
                 if found.quality.gauge < least.quality.gauge:
                     best, least = taught, found
-            # On pictures that nobody had seen, cuts brought Tiny Darknet nothing: for those who have the time to look.
-            if not close_enough(least) and self._request.effort == "best":
-                narrower = self._cut(best)
-                if narrower is not best and self._distance(narrower, reference).quality.gauge < least.quality.gauge:
-                    best = narrower
         return best
-
-    def _cut(self, plan: Plan) -> Plan:
-        """Returns the plan with ranges cut where a LeakyRelu shrinks what is clipped, by examples that layers saw."""
-        prepared, parts = self._prepared, self._prepared.parts
-        sites = cuttable(prepared.model, plan, self._statistics)
-        if parts is None or not sites:
-            return plan
-        learned = self._layerwise().of(plan)
-        with self._reference(learning_part(parts.calibration)[:MOST_EXAMPLES]) as reference:
-
-            def distance(tried: Plan) -> float:
-                built = build(prepared.model, tried, prepared.target, self._statistics, learned=learned)
-                return reference.compare(built.data, self._request.progress, stage="ranges").quality.gauge
-
-            return cut(plan, sites, distance)
 
     def _lessons(self, plan: Plan) -> Plan:
         """Returns the plan with all that its layers may learn."""

@@ -33,7 +33,6 @@ from fewbits.planning.site import OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import written
-from fewbits.search.cutting import uncut
 from fewbits.targets.base import Target
 
 STEP = "bias_correction"
@@ -162,8 +161,6 @@ class Layerwise:
         asks = asks_for_correction(plan) or asks_for_rounding(plan)
         if not asks or not len(self._indices) or self._dataset is None:
             return NOTHING_LEARNED
-        # Cuts are compared on what the layers learned without them, and keep it: no scale of a weight depends on them.
-        plan = uncut(plan)
         key = (plan.decisions, plan.links, plan.transforms)
         if key not in self._known:
             self._known[key] = self._learn(plan)
