@@ -23,6 +23,7 @@ from fewbits.search.draft import draft_plan
 from fewbits.search.finished import Finished, Judged
 from fewbits.search.preparing import Request
 from fewbits.search.repairing import unrepaired
+from fewbits.targets import Forms
 
 SLOW = Timing(p50_ms=8.0, p90_ms=9.0, p99_ms=10.0, throughput=125.0, calls=400, blocks=20)
 QUICK = Timing(p50_ms=2.0, p90_ms=3.0, p99_ms=4.0, throughput=500.0, calls=401, blocks=20)
@@ -198,7 +199,7 @@ def test_layers_bear_the_sqnr_of_their_own_codes(run: Finished, report: Report) 
 
 def test_a_weight_that_stays_float_is_counted_with_four_bytes(run: Finished) -> None:
     prepared = run.prepared
-    plan = draft_plan(prepared.model, prepared.target, keep_float=("conv1",), base=prepared.base)
+    plan = draft_plan(prepared.model, prepared.target, forms=Forms(keep_float=("conv1",)), base=prepared.base)
     mixed = replace(run, candidate=replace(run.candidate, plan=plan, integer=("conv2", "pool", "fc")))
     memory = assembly.assemble(mixed).memory
     kept, stored, channels = 16 * 27 + 16, 32 * 144 + 320, 32 + 10

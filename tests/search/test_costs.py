@@ -147,3 +147,18 @@ def test_a_table_from_elsewhere_and_one_that_nobody_reads_are_refused(
         with pytest.raises(UsageError) as raised:
             fewbits.quantize(model, data=data, costs=tmp_path / "costs.json", **more)
         assert raised.value.slug == slug
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_table_of_another_model_is_refused(
+    encoder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, net: Callable[..., Any]
+) -> None:
+    model, data = encoder
+    fewbits.quantize(model, data=data, max_drop=0.1, allow_slower=True, effort="fast").save(tmp_path / "out")
+    n = net()
+    n.output(n.conv(n.input(("N", 3, 8, 8), "x"), 3, 4, 3))
+    other = n.save(tmp_path, "other.onnx")
+    pictures = {"x": np.random.default_rng(1).normal(size=(100, 3, 8, 8)).astype(np.float32)}
+    with pytest.raises(UsageError) as raised:
+        fewbits.quantize(other, data=pictures, max_drop=0.1, costs=tmp_path / "out" / "costs.json")
+    assert raised.value.slug == "costs-other-model"

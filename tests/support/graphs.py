@@ -24,7 +24,7 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options
-from fewbits.targets import Placement, candidate, place, resolve_target
+from fewbits.targets import Forms, Placement, candidate, place, resolve_target
 from fewbits.targets.base import Kind, OpRule, Target
 
 OPSET = 17
@@ -313,7 +313,7 @@ class Bench:
         activation_range: str = "minmax",
     ) -> Case:
         rules = resolve_target(target)
-        plan = self.flow.draft_plan(model, rules, keep_float=keep_float, activation_range=activation_range)
+        plan = self.flow.draft_plan(model, rules, forms=Forms(keep_float=keep_float), activation_range=activation_range)
         sites = tuple(d.site for d in plan.quantized if d.role is Role.ACTIVATION)
         statistics = self.flow.observe(model, examples, np.arange(len(examples)), sites)
         integer = self.flow.check_plan(model, rules, plan)

@@ -13,7 +13,7 @@ from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
 from fewbits.planning.site import Role, Site
-from fewbits.targets import PlacedSite, Placement, may_be_dynamic, place, place_forms, place_stored
+from fewbits.targets import FIRST_FORMS, Forms, PlacedSite, Placement, forms_without_ranges, place_forms, place_stored
 from fewbits.targets.base import Target
 
 # A shorthand that says how many elements share a scale.
@@ -24,28 +24,24 @@ def draft_plan(
     model: OnnxModel,
     target: Target,
     *,
-    keep_float: tuple[str, ...] = (),
-    dynamic: tuple[str, ...] = (),
-    coarse: tuple[str, ...] = (),
+    forms: Forms = FIRST_FORMS,
     activation_range: str = "mse",
     weight_range: str | None = None,
     base: Plan | None = None,
 ) -> Plan:
-    """Returns the plan in which the target runs all that it can in integers, but for the nodes kept float.
+    """Returns the plan in which the target runs all that it can in integers, each node in its form.
 
     Args:
       model: The model.
       target: The rules.
-      keep_float: Nodes that stay float by choice.
-      dynamic: Nodes that quantize their inputs as they come.
-      coarse: Of these, the nodes whose weights have one scale each.
+      forms: Which nodes stay float, or quantize their inputs as they come.
       activation_range: Range rule of activations.
       weight_range: Range rule of weights; by default all of the range for 8 bits, and the least error for fewer.
       base: Where seed, hashes, versions and the size of the calibration part are taken from.
     """
     if weight_range is None:
         weight_range = "minmax" if target.variant.weight.bits >= 8 else "mse"
-    placed = place_forms(model.view, target, keep_float=keep_float, dynamic=dynamic, coarse=coarse)
+    placed = place_forms(model.view, target, forms)
     chosen = {p.site.name: p for p in placed.sites}
     decisions = []
     # All that could be quantized, in whatever form, has a line: it may be asked for there.
@@ -83,14 +79,7 @@ def draft_plan(
 
 def draft_dynamic(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:
     """Returns the plan of nothing but products that quantize their inputs as they come, and tables of codes."""
-    keep_float, dynamic = forms_without_data(model, target)
-    return draft_plan(model, target, keep_float=keep_float, dynamic=dynamic, base=base)
-
-
-def forms_without_data(model: OnnxModel, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns what stays float, and what quantizes its inputs as they come, where no range is fixed."""
-    dynamic = may_be_dynamic(model.view, target)
-    return tuple(sorted(set(place(model.view, target).integer) - set(dynamic))), dynamic
+    return draft_plan(model, target, forms=forms_without_ranges(model.view, target), base=base)
 
 
 def draft_stored(

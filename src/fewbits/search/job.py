@@ -48,7 +48,7 @@ from fewbits.search.sessions import session_options, told_of_sessions
 from fewbits.search.stages import Stages
 from fewbits.search.transforming import Evidence, Variant, after_transforms, before_transforms, replayed, variants
 from fewbits.search.verdict_data import forecast, loss_bound
-from fewbits.targets import Placement, place, place_forms
+from fewbits.targets import Forms, Placement, place, place_forms
 
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
@@ -261,10 +261,10 @@ class _Job:
         """Returns what layers learn for a plan of the model as it is now."""
         return self._layerwise().of(plan)
 
-    def variants(self, plan: Plan, keep_float: tuple[str, ...]) -> Iterator[Variant]:
+    def variants(self, plan: Plan, forms: Forms) -> Iterator[Variant]:
         """Yields equal models that may be quantized better; ``use`` takes one."""
         if (evidence := self._evidence()) is not None:
-            yield from variants(self._prepared.model, plan, evidence, keep_float=keep_float, jobs=self._request.jobs)
+            yield from variants(self._prepared.model, plan, evidence, forms=forms, jobs=self._request.jobs)
 
     def ranged(self, plan: Plan) -> Plan:
         """Returns the plan with range rules by the output errors of layers; as it is where the effort is "fast"."""
@@ -309,7 +309,7 @@ class _Job:
             far = not close_enough(least) and (least.quality.kl or 0.0) > FAR_KL
             if far:
                 least = self._distance(self._lessons(plan), reference)
-            for variant in self.variants(repaired.plan, repaired.keep_float):
+            for variant in self.variants(repaired.plan, repaired.forms):
                 if close_enough(least):
                     break
                 self.use(variant.model, variant.statistics)
@@ -681,9 +681,7 @@ def _choose(
             target=prepared.target,
             base=prepared.base,
             statistics=repaired.statistics,
-            keep_float=repaired.keep_float,
-            dynamic=repaired.dynamic,
-            coarse=repaired.coarse,
+            forms=repaired.forms,
             reference=reference,
             bound=lambda outcome: forecast(
                 prepared.selection_metric,
@@ -702,7 +700,7 @@ def _choose(
             hopeless=lambda candidate: hopeless(prepared, candidate, options, feeds),
             learn=job.learned_layers,
             ranges=job.ranged,
-            variants=lambda plan: job.variants(plan, repaired.keep_float),
+            variants=job.variants,
             use=job.use,
             slower=lambda candidate, other: loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
@@ -715,10 +713,10 @@ def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     if not prepared.request.calibrates:
         return prepared.placement
     view, target = prepared.model.view, prepared.target
-    dynamic = running_dynamic(prepared.model, candidate.plan, target)
+    forms = Forms(dynamic=running_dynamic(prepared.model, candidate.plan, target))
     # Beside products that give float, light operators have no integers to pass on: that is not a choice.
-    kept = tuple(set(place_forms(view, target, dynamic=dynamic).integer) - set(candidate.integer))
-    placed = place_forms(view, target, keep_float=kept, dynamic=dynamic)
+    kept = tuple(set(place_forms(view, target, forms).integer) - set(candidate.integer))
+    placed = place_forms(view, target, forms.without(kept))
     # The plan's own words for what it keeps float, not the placer's.
     told = {d.node: d.reason for d in candidate.plan.decisions if d.is_float and d.role is Role.WEIGHT and d.reason}
     reasons = {

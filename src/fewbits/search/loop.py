@@ -29,11 +29,13 @@ from fewbits.flow import NOTHING_LEARNED, Learned
 from fewbits.measurement.outcome import Outcome, Progress, Reference
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Plan
+from fewbits.planning.site import Role
 from fewbits.search.building import Candidate, build
 from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import LESSONS, asks_for_correction, same_lessons
 from fewbits.search.ranging import RANGED
 from fewbits.search.transforming import Variant
+from fewbits.targets import FIRST_FORMS, Forms
 from fewbits.targets.base import Target
 
 # Range rules of activations and weights that an effort tries, the likeliest winner first.
@@ -145,9 +147,7 @@ class Task:
       refuted: Whether the selection data alone show, with confidence, that an outcome is outside the budget.
       pays: Whether a candidate is faster than float by more than noise, asked of a clock.
       slower: Whether a candidate is slower than another one, asked of a clock.
-      keep_float: Nodes that stay float whatever is tried: the model runs faster so.
-      dynamic: Nodes that quantize their inputs as they come, where they do not stay float: it runs faster so.
-      coarse: Of these, the nodes whose weights have one scale each: faster still, and the first thing that is given up.
+      forms: Of nodes, where the model runs faster so; one scale a weight is the first thing that is given up.
       reference: The float model on the selection data.
       bound: Turns an outcome into the bound that the verdict will probably see.
       max_drop: The budget; None where none is asked, and ranges alone are searched.
@@ -175,15 +175,13 @@ class Task:
     deadline: float | None
     progress: Progress
     hopeless: Callable[[Candidate], str | None] = lambda candidate: None
-    keep_float: tuple[str, ...] = ()
-    dynamic: tuple[str, ...] = ()
-    coarse: tuple[str, ...] = ()
+    forms: Forms = FIRST_FORMS
     slower: Callable[[Candidate, Candidate], bool] = lambda candidate, other: False
     refuted: Callable[[Outcome], bool] = lambda outcome: True
     pays: Callable[[Candidate], bool] = lambda candidate: True
     learn: Callable[[Plan], Learned] = lambda plan: NOTHING_LEARNED
     ranges: Callable[[Plan], Plan] = lambda plan: plan
-    variants: Callable[[Plan], Iterable[Variant]] = lambda plan: ()
+    variants: Callable[[Plan, Forms], Iterable[Variant]] = lambda plan, forms: ()
     use: Callable[[OnnxModel, Statistics], None] = lambda model, statistics: None
 
 
@@ -200,8 +198,9 @@ class BudgetLoop:
     def run(self) -> SearchResult:
         """Returns the best candidate."""
         candidate, outcome = self._best_of_all_integers()
-        if self._task.coarse and not self._inside(outcome):
-            self._task = replace(self._task, coarse=())
+        forms = self._task.forms
+        if forms.coarse and not self._inside(outcome):
+            self._task = replace(self._task, forms=replace(forms, coarse=()))
             candidate, outcome = self._best_of_all_integers()
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
@@ -265,9 +264,7 @@ class BudgetLoop:
             plan = draft_plan(
                 task.model,
                 task.target,
-                keep_float=task.keep_float,
-                dynamic=task.dynamic,
-                coarse=task.coarse,
+                forms=task.forms,
                 activation_range=activations,
                 weight_range=weights,
                 base=task.base,
@@ -291,7 +288,7 @@ class BudgetLoop:
         best = self._task
         if close_enough(outcome):
             return candidate, outcome
-        for variant in self._task.variants(candidate.plan):
+        for variant in self._task.variants(candidate.plan, best.forms):
             if self._late():
                 break
             self._task = replace(best, model=variant.model, statistics=variant.statistics)
@@ -379,7 +376,7 @@ class BudgetLoop:
     def _rank(self, start: Candidate) -> list[str]:
         """Returns the nodes by how much closer to float the model comes when they alone go back, most helpful first."""
         task = self._task
-        names = [name for name in start.integer if self._weights(name)]
+        names = [name for name in _coded(start) if self._weights(start.plan, name)]
         # The node that spoils most is nearly always among those whose own tensors are rounded worst.
         names.sort(key=lambda name: self._worst_sqnr(start, name))
         gauges: dict[str, float] = {}
@@ -407,9 +404,7 @@ class BudgetLoop:
         fresh = draft_plan(
             self._task.model,
             self._task.target,
-            keep_float=(*self._task.keep_float, *nodes),
-            dynamic=self._task.dynamic,
-            coarse=self._task.coarse,
+            forms=self._task.forms.without(nodes),
             base=plan,
         )
         fresh = same_lessons(fresh, plan)
@@ -440,7 +435,7 @@ class BudgetLoop:
             taken, order = order[:step], order[step:]
             given += taken
             candidate = self._build(self._without(start.plan, tuple(given)))
-            if not candidate.integer:
+            if not _coded(candidate):
                 break
             outcome = self._measure(candidate, f"{len(given)} nodes float")
             met = self._inside(outcome)
@@ -491,7 +486,7 @@ class BudgetLoop:
         """Returns the best candidate with every node in integers again that the budget does not need in float."""
         last = given[-1]  # without it the budget was missed
         left = list(given)
-        for name in sorted(given, key=lambda name: (-self._weight_elements(name), given.index(name))):
+        for name in sorted(given, key=lambda name: (-self._weight_elements(start.plan, name), given.index(name))):
             if (name == last and len(left) == len(given)) or len(left) == 1:
                 continue
             if self._late():
@@ -506,18 +501,20 @@ class BudgetLoop:
                 left, best = list(fewer), candidate
         return best
 
-    def _weight_elements(self, name: str) -> int:
-        task = self._task
-        return sum(task.model.view.tensors[weight].elements for weight in self._weights(name))
+    def _weight_elements(self, plan: Plan, name: str) -> int:
+        return sum(self._task.model.view.tensors[weight].elements for weight in self._weights(plan, name))
 
-    def _weights(self, name: str) -> tuple[str, ...]:
-        """Returns the weights of a node that multiplies integers."""
-        op, target = self._task.model.view.by_name[name], self._task.target
-        if name in self._task.dynamic or op.op not in target.rules:
-            return target.dynamic[op.op].weight_inputs(op)
-        weight = target.rules[op.op].weight_input(op)
-        return () if weight is None else (weight,)
+    def _weights(self, plan: Plan, name: str) -> tuple[str, ...]:
+        """Returns the weights of a node that a plan has in codes."""
+        held = {d.site for d in plan.quantized if d.role is Role.WEIGHT}
+        return tuple(tensor for tensor in self._task.model.view.by_name[name].inputs if tensor in held)
 
     def _float(self, start: Candidate) -> Candidate:
         """Returns the candidate without any integer node: the float model in canonical form."""
-        return self._build(self._without(start.plan, start.integer))
+        return self._build(self._without(start.plan, _coded(start)))
+
+
+def _coded(candidate: Candidate) -> tuple[str, ...]:
+    """Returns the nodes that may go back to float: those that multiply integers, and those that pick rows of codes."""
+    tables = (decision.node for decision in candidate.plan.quantized if decision.stored)
+    return tuple(dict.fromkeys((*candidate.integer, *tables)))

@@ -14,7 +14,7 @@ from typing import final
 
 import numpy as np
 
-from fewbits._base.errors import FewbitsError
+from fewbits._base.errors import FewbitsError, UsageError
 from fewbits.calibration.statistics import Statistics
 from fewbits.flow import observe
 from fewbits.measurement.benchmark import quick_speedup
@@ -28,9 +28,9 @@ from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options
 from fewbits.search.building import activation_sites, build
 from fewbits.search.costs import CostTable, Form, node_times, pattern_of, shapes_seen, table_of
-from fewbits.search.draft import draft_plan, forms_without_data
+from fewbits.search.draft import draft_plan
 from fewbits.search.preparing import Prepared, asked_placement
-from fewbits.targets import may_be_coarse, may_be_dynamic, place
+from fewbits.targets import FIRST_FORMS, Forms, forms_without_ranges, may_be_coarse, may_be_dynamic, place
 from fewbits.targets.base import Kind
 
 LIGHT_FLOAT = "light_float"
@@ -101,25 +101,21 @@ class Repaired:
       prepared: With the repaired model.
       statistics: Of its activation sites, over the whole calibration part.
       plan: All integers but for what is kept float.
-      keep_float: Nodes that stay float because the model runs faster so.
+      forms: Which nodes stay float, or quantize their inputs as they come, because the model runs faster so.
       repairs: What was done.
-      dynamic: Nodes that quantize their inputs as they come because the model runs faster so.
-      coarse: Of these, the nodes whose weights have one scale each, for the same reason.
     """
 
     prepared: Prepared
     statistics: Statistics
     plan: Plan
-    keep_float: tuple[str, ...]
+    forms: Forms
     repairs: Repairs
-    dynamic: tuple[str, ...] = ()
-    coarse: tuple[str, ...] = ()
 
 
 def unrepaired(prepared: Prepared, statistics: Statistics) -> Repaired:
     """Returns the model as it is."""
     plan = draft_plan(prepared.model, prepared.target, base=prepared.base)
-    return Repaired(prepared=prepared, statistics=statistics, plan=plan, keep_float=(), repairs=NO_REPAIRS)
+    return Repaired(prepared=prepared, statistics=statistics, plan=plan, forms=FIRST_FORMS, repairs=NO_REPAIRS)
 
 
 @final
@@ -128,10 +124,8 @@ class _State:
     """One way to write the model, and the file that it gives."""
 
     model: OnnxModel
-    keep_float: tuple[str, ...]
-    dynamic: tuple[str, ...]
+    forms: Forms
     data: bytes
-    coarse: tuple[str, ...] = ()
 
 
 @final
@@ -144,20 +138,10 @@ class _Loop:
         self._feeds = feeds
         self._trials: list[RepairTrial] = []
 
-    def built(
-        self,
-        model: OnnxModel,
-        keep_float: tuple[str, ...],
-        dynamic: tuple[str, ...] = (),
-        statistics: Statistics | None = None,
-        *,
-        coarse: tuple[str, ...] = (),
-    ) -> _State:
+    def built(self, model: OnnxModel, forms: Forms, statistics: Statistics | None = None) -> _State:
         """Returns a file that runs as the final one will; its ranges come from one shard of examples."""
         prepared = self._prepared
-        plan = draft_plan(
-            model, prepared.target, keep_float=keep_float, dynamic=dynamic, coarse=coarse, base=prepared.base
-        )
+        plan = draft_plan(model, prepared.target, forms=forms, base=prepared.base)
         if statistics is None and not activation_sites(plan):
             statistics = Statistics(histograms={}, examples=0)
         if statistics is None:
@@ -165,7 +149,7 @@ class _Loop:
             few = prepared.parts.calibration[: shard_size(model)]
             statistics = observe(model, prepared.parts.data, few, activation_sites(plan))
         data = build(model, plan, prepared.target, statistics).data
-        return _State(model=model, keep_float=keep_float, dynamic=dynamic, coarse=coarse, data=data)
+        return _State(model=model, forms=forms, data=data)
 
     def better(self, name: str, what: str, best: _State, other: _State, *, worth: float = _WORTH) -> bool:
         """Returns whether another file is faster than the best by what it is worth, and notes what was measured."""
@@ -184,7 +168,7 @@ class _Loop:
 
     def run(self, statistics: Statistics) -> tuple[_State, Repairs]:
         """Returns the best way found, and what was tried."""
-        first = best = self._start(statistics)
+        first = self._start(statistics)
         islands, integer, floats = self._executed(first)
         best = self._lightened(self._both_ways(first))
         best, costs = self._by_cost(best)
@@ -234,9 +218,9 @@ class _Loop:
         model = best.model
         able = set(may_be_dynamic(model.view, target))
         files = {
-            Form.FLOAT: self.built(model, tuple(op.name for op in model.view.ops)),
-            Form.STATIC: self.built(model, ()),
-            **({Form.DYNAMIC: self.built(model, (), tuple(sorted(able)))} if able else {}),
+            Form.FLOAT: self.built(model, _all_in_float(model)),
+            Form.STATIC: self.built(model, FIRST_FORMS),
+            **({Form.DYNAMIC: self.built(model, Forms(dynamic=tuple(sorted(able))))} if able else {}),
         }
         static = set(place(model.view, target).integer)
         running = {Form.FLOAT: static | able, Form.STATIC: static, Form.DYNAMIC: able}
@@ -268,16 +252,22 @@ class _Loop:
             made = repaired(model, BY_NAME[name]) if name in BY_NAME else None
             model = made or model
         nodes = {*place(model.view, target).integer, *may_be_dynamic(model.view, target)}
-        floats = self._profiled(self.built(model, tuple(op.name for op in model.view.ops)), runs=1)
-        patterns = _patterns(model, floats, nodes)
-        forms = {name: costs.chosen.get(pattern) for name, pattern in patterns.items()}
-        keep_float = tuple(name for name, form in forms.items() if form is Form.FLOAT)
-        dynamic = tuple(name for name, form in forms.items() if form in (Form.DYNAMIC, Form.COARSE))
-        coarse = tuple(name for name, form in forms.items() if form is Form.COARSE)
-        kept = tuple(name for name in costs.repairs if name in {step.name for step in model.steps})
-        others = tuple(name for name in costs.repairs if name not in BY_NAME)
-        state = self.built(model, keep_float, dynamic, coarse=coarse)
-        return state, Repairs(kept=(*kept, *others), costs=costs)
+        patterns = _patterns(model, self._profiled(self.built(model, _all_in_float(model)), runs=1), nodes)
+        if patterns and not costs.chosen.keys() & set(patterns.values()):
+            raise UsageError(
+                f"the cost table has none of the {len(set(patterns.values()))} patterns of {model.name}: it is another "
+                "model's; give the costs.json of a run of this one, or leave --costs out",
+                slug="costs-other-model",
+            )
+        chosen = {name: costs.chosen.get(pattern) for name, pattern in patterns.items()}
+        forms = Forms(
+            keep_float=tuple(name for name, form in chosen.items() if form is Form.FLOAT),
+            dynamic=tuple(name for name, form in chosen.items() if form in (Form.DYNAMIC, Form.COARSE)),
+            coarse=tuple(name for name, form in chosen.items() if form is Form.COARSE),
+        )
+        done = {step.name for step in model.steps}
+        kept = tuple(name for name in costs.repairs if name in done)
+        return self.built(model, forms), Repairs(kept=kept, costs=costs)
 
     def _cheapest_products(self, best: _State, table: CostTable, patterns: dict[str, str], able: set[str]) -> _State:
         """Returns the best way, or the one in which each product has the form that took least time."""
@@ -290,26 +280,27 @@ class _Loop:
         wanted = {name: cheapest.get(patterns[name], Form.STATIC) for name in able}
         dynamic = tuple(sorted(name for name, form in wanted.items() if form is Form.DYNAMIC))
         floats = {name for name, form in wanted.items() if form is Form.FLOAT}
-        keep_float = tuple(sorted({*best.keep_float} - able | floats))
-        if not able or (set(dynamic) == set(best.dynamic) and set(keep_float) == set(best.keep_float)):
+        keep_float = tuple(sorted({*best.forms.keep_float} - able | floats))
+        same = set(dynamic) == set(best.forms.dynamic) and set(keep_float) == set(best.forms.keep_float)
+        if not able or same:
             return best
-        other = self.built(best.model, keep_float, dynamic)
+        other = self.built(best.model, Forms(keep_float=keep_float, dynamic=dynamic))
         return other if self.better(BY_COST, "each product in the form that took least time", best, other) else best
 
     def _coarse(self, best: _State) -> _State:
         """Returns the best way, or the one with one scale a weight wherever a kernel likes that better."""
-        names = may_be_coarse(best.model.view, self._prepared.target, best.dynamic)
-        names = tuple(name for name in names if name not in best.keep_float)
+        names = may_be_coarse(best.model.view, self._prepared.target, best.forms.dynamic)
+        names = tuple(name for name in names if name not in best.forms.keep_float)
         if not names:
             return best
-        other = self.built(best.model, best.keep_float, best.dynamic, coarse=names)
+        other = self.built(best.model, replace(best.forms, coarse=names))
         return other if self.better(BY_COST, f"one scale a weight: {len(names)} LSTM", best, other) else best
 
     def _in_float(self, best: _State, pattern: str, names: tuple[str, ...]) -> _State:
         """Returns the best way, or the one with all nodes of a pattern left float."""
-        if set(names) <= set(best.keep_float) or set(names) & set(best.dynamic):
+        if set(names) <= set(best.forms.keep_float) or set(names) & set(best.forms.dynamic):
             return best
-        other = self.built(best.model, tuple(sorted({*best.keep_float, *names})), best.dynamic, coarse=best.coarse)
+        other = self.built(best.model, best.forms.without(names))
         what = f"left float: {len(names)} x {pattern}"
         return other if self.better(BY_COST, what, best, other) else best
 
@@ -327,19 +318,23 @@ class _Loop:
             return None
         # Named nodes may have gone; what is kept float is asked anew of the repaired graph.
         if self._prepared.request.dynamic_only:
-            return self.built(made, *forms_without_data(made, self._prepared.target))
-        dynamic = may_be_dynamic(made.view, self._prepared.target) if best.dynamic else ()
-        return self.built(made, _light(made, self._prepared) if best.keep_float else (), dynamic)
+            return self.built(made, forms_without_ranges(made.view, self._prepared.target))
+        forms = Forms(
+            keep_float=_light(made, self._prepared) if best.forms.keep_float else (),
+            dynamic=may_be_dynamic(made.view, self._prepared.target) if best.forms.dynamic else (),
+        )
+        return self.built(made, forms)
 
     def _start(self, statistics: Statistics) -> _State:
         model = self._prepared.model
-        forms = forms_without_data(model, self._prepared.target) if self._prepared.request.dynamic_only else ((), ())
-        return self.built(model, *forms, statistics)
+        unranged = self._prepared.request.dynamic_only
+        forms = forms_without_ranges(model.view, self._prepared.target) if unranged else FIRST_FORMS
+        return self.built(model, forms, statistics)
 
     def _lightened(self, best: _State) -> _State:
         """Returns the best way with products that quantize their inputs as they come, and with less in integers."""
-        best = best if best.dynamic or not self._may_choose else self._dynamic(best)
-        return best if best.keep_float or not self._may_choose_light else self._light_float(best)
+        best = best if best.forms.dynamic or not self._may_choose else self._dynamic(best)
+        return best if best.forms.keep_float or not self._may_choose_light else self._light_float(best)
 
     @property
     def _may_choose(self) -> bool:
@@ -354,7 +349,7 @@ class _Loop:
         light = _light(best.model, self._prepared)
         if not light:
             return best
-        other = self.built(best.model, light, best.dynamic)
+        other = self.built(best.model, replace(best.forms, keep_float=light))
         what = "operators without weights left float"
         return other if self.better(LIGHT_FLOAT, what, best, other, worth=_NOT_SLOWER) else best
 
@@ -362,7 +357,7 @@ class _Loop:
         able = may_be_dynamic(best.model.view, self._prepared.target)
         if not able:
             return best
-        other = self.built(best.model, best.keep_float, able)
+        other = self.built(best.model, replace(best.forms, dynamic=able))
         return other if self.better(DYNAMIC, "products whose inputs are quantized as they come", best, other) else best
 
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
@@ -390,9 +385,14 @@ def _form(state: _State, patterns: dict[str, str], pattern: str) -> Form:
     have them.
     """
     name = next(name for name, found in patterns.items() if found == pattern)
-    if name in state.keep_float or name in state.coarse:
-        return Form.COARSE if name in state.coarse else Form.FLOAT
-    return Form.DYNAMIC if name in state.dynamic else Form.STATIC
+    forms = state.forms
+    if name in forms.keep_float or name in forms.coarse:
+        return Form.COARSE if name in forms.coarse else Form.FLOAT
+    return Form.DYNAMIC if name in forms.dynamic else Form.STATIC
+
+
+def _all_in_float(model: OnnxModel) -> Forms:
+    return Forms(keep_float=tuple(op.name for op in model.view.ops))
 
 
 def _light(model: OnnxModel, prepared: Prepared) -> tuple[str, ...]:
@@ -422,23 +422,8 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
             prepared, model=model, placement=asked_placement(prepared.request, model, prepared.target, None)
         )
         statistics = _observed(prepared)
-    plan = draft_plan(
-        prepared.model,
-        prepared.target,
-        keep_float=best.keep_float,
-        dynamic=best.dynamic,
-        coarse=best.coarse,
-        base=prepared.base,
-    )
-    return Repaired(
-        prepared=prepared,
-        statistics=statistics,
-        plan=plan,
-        keep_float=best.keep_float,
-        dynamic=best.dynamic,
-        coarse=best.coarse,
-        repairs=repairs,
-    )
+    plan = draft_plan(prepared.model, prepared.target, forms=best.forms, base=prepared.base)
+    return Repaired(prepared=prepared, statistics=statistics, plan=plan, forms=best.forms, repairs=repairs)
 
 
 def _observed(prepared: Prepared) -> Statistics:

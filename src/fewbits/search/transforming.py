@@ -28,6 +28,7 @@ from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import learning_part
+from fewbits.targets import Forms
 from fewbits.targets.base import Target
 
 SMOOTHING = "smoothing"
@@ -100,9 +101,7 @@ class Variant:
     more_nodes: bool
 
 
-def variants(
-    model: OnnxModel, plan: Plan, evidence: Evidence, *, keep_float: tuple[str, ...], jobs: int = 1
-) -> Iterator[Variant]:
+def variants(model: OnnxModel, plan: Plan, evidence: Evidence, *, forms: Forms, jobs: int = 1) -> Iterator[Variant]:
     """Yields the model with each transform that changes something, one at a time, observed and planned anew."""
     if model.folder is not None:
         return
@@ -110,17 +109,16 @@ def variants(
         made = transformed(model, TransformStep(name=name), evidence)
         if made is None:
             continue
-        fresh = redrafted(plan, made, evidence.target, keep_float)
+        fresh = redrafted(plan, made, evidence.target, forms)
         seen = observe(made, evidence.dataset, evidence.indices, activation_sites(fresh), jobs=jobs)
         more = len(made.view.ops) > len(model.view.ops)
         yield Variant(what=what, model=made, statistics=seen, plan=fresh, more_nodes=more)
 
 
-def redrafted(plan: Plan, model: OnnxModel, target: Target, keep_float: tuple[str, ...]) -> Plan:
+def redrafted(plan: Plan, model: OnnxModel, target: Target, forms: Forms) -> Plan:
     """Returns the plan for an equal model, by the same range rules."""
     rules = {decision.role: decision.range_rule for decision in plan.quantized}
-    dynamic = tuple(dict.fromkeys(decision.node for decision in plan.quantized if decision.dynamic))
-    fresh = draft_plan(model, target, keep_float=keep_float, dynamic=dynamic, base=plan)
+    fresh = draft_plan(model, target, forms=forms, base=plan)
     decisions = tuple(
         decision
         if decision.is_float or decision.role not in (Role.ACTIVATION, Role.WEIGHT)

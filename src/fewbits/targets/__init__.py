@@ -6,9 +6,12 @@ from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set, native_bf16
 from fewbits._base.errors import UsageError
 from fewbits.targets._dynamic import (
+    FIRST_FORMS,
+    Forms,
     dynamic_nodes,
     dynamic_rule,
     dynamic_scheme,
+    forms_without_ranges,
     may_be_coarse,
     may_be_dynamic,
     place_dynamic,
@@ -27,7 +30,9 @@ from fewbits.targets._stored import (
 from fewbits.targets.base import Target
 
 __all__ = [
+    "FIRST_FORMS",
     "TARGETS",
+    "Forms",
     "PlacedSite",
     "Placement",
     "Reason",
@@ -36,6 +41,7 @@ __all__ = [
     "dynamic_nodes",
     "dynamic_rule",
     "dynamic_scheme",
+    "forms_without_ranges",
     "integer_nodes",
     "may_be_coarse",
     "may_be_dynamic",

@@ -6,7 +6,8 @@ Beside what runs in integers with fixed ranges, these are the other two forms th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.scheme import Scheme
@@ -21,28 +22,41 @@ _FIXED_RANGES = "its inputs could be quantized with fixed ranges only, and none 
 _ROWS = "rows of codes with a scale each, dequantized as they are picked"
 
 
-def place_forms(
-    graph: GraphView,
-    target: Target,
-    *,
-    keep_float: Iterable[str] = (),
-    dynamic: Iterable[str] = (),
-    coarse: Iterable[str] = (),
-) -> Placement:
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forms:
+    """Which nodes have another form than the first: integers with fixed ranges, tables as rows of codes.
+
+    Args:
+      keep_float: Nodes that stay float although they need not; a table does by the first node that picks its rows.
+      dynamic: Nodes that quantize their inputs as they come, besides those that run in integers in no other way.
+      coarse: Of these, the nodes whose weights have one scale each: less exact, and faster in some kernels.
+    """
+
+    keep_float: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    coarse: tuple[str, ...] = ()
+
+    def without(self, nodes: Iterable[str]) -> Forms:
+        """Returns the same with more nodes in float."""
+        return replace(self, keep_float=tuple(dict.fromkeys((*self.keep_float, *nodes))))
+
+
+FIRST_FORMS = Forms()
+
+
+def place_forms(graph: GraphView, target: Target, forms: Forms = FIRST_FORMS) -> Placement:
     """Returns where the target wants Q/DQ, which nodes quantize their inputs as they come, and which tables are codes.
 
     Args:
       graph: The model, passes done.
       target: The rules.
-      keep_float: Nodes that stay float although they need not.
-      dynamic: Nodes that quantize their inputs as they come, besides those that run in integers in no other way; those
-        that the target cannot run so are left out.
-      coarse: Of these, the nodes whose weights have one scale each: less exact, and faster in some kernels.
+      forms: Of the nodes; those that the target cannot run so have the first form.
     """
-    floats = set(keep_float)
-    nodes = with_all_readers(graph, target, ({*dynamic} | only_dynamic(graph, target)) - floats)
+    floats = set(forms.keep_float)
+    nodes = with_all_readers(graph, target, ({*forms.dynamic} | only_dynamic(graph, target)) - floats)
     static = place(graph, target, keep_float=floats | nodes)
-    sites = (*static.sites, *dynamic_sites(graph, target, nodes, coarse))
+    sites = (*static.sites, *dynamic_sites(graph, target, nodes, forms.coarse))
     taken = {placed.site.name for placed in sites}
     tables = tuple(p for p in row_sites(graph, target) if p.site.name not in taken and p.site.node not in floats)
     return replace(
@@ -61,11 +75,16 @@ def only_dynamic(graph: GraphView, target: Target) -> set[str]:
 
 def place_dynamic(graph: GraphView, target: Target) -> Placement:
     """Returns where nothing needs calibration: products whose inputs are quantized as they come, tables as codes."""
-    nodes = may_be_dynamic(graph, target)
-    others = set(place(graph, target).integer) - set(nodes)
-    placed = place_forms(graph, target, keep_float=others, dynamic=nodes)
+    forms = forms_without_ranges(graph, target)
+    placed, others = place_forms(graph, target, forms), set(forms.keep_float)
     fixed = Reason(slug="kept-by-choice", text=_FIXED_RANGES)
     return replace(placed, kept_float={n: fixed if n in others else r for n, r in placed.kept_float.items()})
+
+
+def forms_without_ranges(graph: GraphView, target: Target) -> Forms:
+    """Returns the forms in which no range is fixed ahead: what could have no other stays float."""
+    dynamic = may_be_dynamic(graph, target)
+    return Forms(keep_float=tuple(sorted(set(place(graph, target).integer) - set(dynamic))), dynamic=dynamic)
 
 
 def row_sites(graph: GraphView, target: Target) -> Iterator[PlacedSite]:
