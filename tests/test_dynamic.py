@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import fewbits
-from fewbits._base.errors import TargetError
+from fewbits._base.errors import TargetError, UsageError
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import plan_from_json
 from fewbits.runtimes.base import Numbers, Options
@@ -237,3 +237,11 @@ def test_without_vnni_no_pair_of_products_saturates(net: Callable[..., Any], tmp
     largest = -np.sort(-np.abs(codes), axis=0)[:2].sum(axis=0)
     assert (largest <= 128).all()
     assert (largest >= 126).all()  # and nothing is given away
+
+
+def test_a_weight_is_not_stored_and_dynamic_at_once(net: Callable[..., Any], tmp_path: Path) -> None:
+    n = net()
+    n.output(n.op("MatMul", n.input(("N", 32), "x"), n.weight(32, 16, fan_in=32, name="w")))
+    written = quantized(saved(n, tmp_path / "net.onnx")).plan.to_json()
+    with pytest.raises(UsageError, match="exclude each other"):
+        plan_from_json(written.replace('"dynamic": true', '"dynamic": true, "stored": true'))

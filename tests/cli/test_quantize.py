@@ -60,6 +60,14 @@ def test_a_budget_that_the_data_cannot_show_is_warned_of_before_any_work(
     assert "598" in forecast.out
 
 
+def assert_float_for_speed_alone(report: dict[str, Any]) -> None:
+    """Asserts that all of the digits model runs in integers, but for what the clock left float."""
+    executed = report["executed"]
+    islands = executed["islands"]
+    assert {island["why"] for island in islands} <= {"left float: the file runs faster so"}, islands
+    assert executed["integer_nodes"] + len(islands) > 10
+
+
 def test_an_undecided_run_keeps_its_artefact_and_tells_what_is_missing(
     cli: Callable[..., Any], runs: ModuleType, tmp_path: Path
 ) -> None:
@@ -67,7 +75,7 @@ def test_an_undecided_run_keeps_its_artefact_and_tells_what_is_missing(
     done = cli("quantize", runs.DIGITS, "--data", data, "--effort", "fast", "-o", tmp_path / "o", "--json")
     assert (done.code, done.json["verdict"]) == (3, "undecided")
     assert done.json["metric"]["examples_needed"] >= 299
-    assert done.json["executed"]["integer_nodes"] > 6, "too few examples are no reason for floats"
+    assert_float_for_speed_alone(done.json)  # too few examples are no reason for floats
     assert cli("verify", tmp_path / "o").code == 0
 
 
@@ -82,7 +90,7 @@ def test_a_time_budget_keeps_the_best_so_far_and_says_so(
     candidates = [step for step in done.json["search"] if not step["change"].startswith("repair: ")]
     assert len(candidates) == 1, "the first candidate is always finished, no other is begun"
     assert any("[time-budget]" in warning for warning in done.json["warnings"])
-    assert done.json["executed"]["integer_nodes"] > 6
+    assert_float_for_speed_alone(done.json)
 
 
 def test_eval_data_are_all_verdict_and_shared_examples_are_left_out_of_choosing(

@@ -141,7 +141,7 @@ def test_where_anything_else_looks_at_the_channels_they_stay(net: Net, kind: str
     assert not changed
 
 
-def test_it_pays_in_integers_and_is_part_of_the_plan(net: Net, tmp_path: Path) -> None:
+def test_it_is_a_step_of_the_plan_and_is_repeated_to_the_same_bytes(net: Net, tmp_path: Path) -> None:
     from fewbits.models.onnx.opening import open_model
     from fewbits.models.onnx.repairs import BY_NAME, repaired, repeated
 

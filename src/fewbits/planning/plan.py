@@ -303,6 +303,8 @@ def _decision_from_dict(row: dict[str, Any], index: int) -> Decision:
         scheme = None if written == FLOAT else parse_scheme(written)
     except FewbitsError as error:
         raise ValueError(f"{where}: {error.message}; 'float' keeps it float") from None
+    if _flag(row, "stored", where) and _flag(row, "dynamic", where):
+        raise ValueError(f"{where} is 'stored' and 'dynamic', which exclude each other; leave one out")
     return Decision(
         site=site,
         role=Role(role),
