@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import fewbits
 from fewbits.algorithms.transforms.bias_correction import ALGORITHM
-from fewbits.models.onnx.editing import exposing
 from fewbits.planning.plan import plan_from_json
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
@@ -56,6 +55,12 @@ def done(tmp_path_factory, examples):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transforming, "TRANSFORMED", {})  # factors between the layers would leave nothing to correct
         return path, fewbits.quantize(path, data={"x": examples}, scheme="w8a8", allow_slower=True)
+
+
+def exposing(data: bytes, names: list[str]) -> bytes:
+    proto = onnx.load_from_string(data)
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    return bytes(proto.SerializeToString())
 
 
 def mean_outputs(model: bytes, names: list[str], examples: np.ndarray) -> dict[str, np.ndarray]:

@@ -41,6 +41,23 @@ class Window:
         steps = (slice(None), slice(None), *(slice(None, None, s) for s in self.strides))
         return seen[(*steps, *(slice(None, None, d) for d in self.dilations))]
 
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Returns [channels, *taps] float64, the sum over examples and positions of what each tap sees.
+
+        Along one axis after the other; exact where the values are integers.
+        """
+        total = values.sum(axis=0, dtype=np.float64)
+        looks = list(zip(self.kernel, self.strides, self.before, self.after, self.dilations, strict=True))
+        for kernel, stride, before, after, dilation in reversed(looks):
+            length = total.shape[-1]
+            positions = (length + before + after - (kernel - 1) * dilation - 1) // stride + 1
+            seen = np.arange(kernel)[:, None] * dilation + np.arange(positions) * stride - before
+            inside = (seen >= 0) & (seen < length)
+            matrix = np.zeros((length, kernel))
+            matrix[seen[inside], np.nonzero(inside)[0]] = 1
+            total = np.moveaxis(total @ matrix, -1, 1)  # the taps of later axes go behind those of earlier ones
+        return np.asarray(total)
+
 
 def window_of(attributes: Mapping[str, object], weight_shape: tuple[int, ...]) -> Window | None:
     """Returns the window of a Conv by its attributes; None where they leave it to the input's size (auto_pad).
@@ -127,7 +144,7 @@ def unfolded(
     count, channels, positions = seen.shape[0], seen.shape[1], seen.shape[2 : 2 + space]
     inputs = channels // window.group * prod(window.kernel)
     every = count * prod(positions)
-    total = seen.sum(axis=(0, *range(2, 2 + space)), dtype=np.float64)
+    total = window.sums(values)
     places = np.arange(every)
     if rows < every:
         drawn = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))

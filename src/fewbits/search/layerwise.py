@@ -22,16 +22,16 @@ from fewbits.calibration.statistics import Statistics
 from fewbits.calibration.unfolding import InputMoments, Window, unfolded, window_of
 from fewbits.datasets.base import Dataset
 from fewbits.flow import NOTHING_LEARNED, Learned, Progress, check_plan, rebiased, silent, stream
-from fewbits.models.onnx.editing import exposing, inputs_of
 from fewbits.models.onnx.feeding import model_batches, real_rows, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
+from fewbits.models.onnx.prefixes import PrefixRuns
 from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.qtensor import QParams, QTensor, as_array
 from fewbits.planning.plan import Decision, Plan, TransformStep
 from fewbits.planning.site import OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
-from fewbits.runtimes.base import Options
+from fewbits.runtimes.base import Options, Session
 from fewbits.search.building import written
 from fewbits.targets.base import Target
 
@@ -180,13 +180,14 @@ class Layerwise:
         values = dict(_by_name(stream(self._model, plan, self._target, self._statistics)))
         excess: dict[str, BiasCorrection] = {}
         weights: dict[str, QTensor] = {}
+        prefixes = PrefixRuns(self._batches, self._open)
         looks = np.array_split(np.arange(len(layers)), min(len(layers), _MAX_LOOKS))
         for number, group in enumerate(looks):
             self._progress("layer by layer", number, len(looks))
             data = written(self._model, plan, self._target, integer, values.values())
-            taken = [layers[i] for i in group]
+            taken, changing = [layers[i] for i in group], [layer.op.name for layer in layers[group[0] :]]
             wanted = {layer.op.name for layer in taken if rounders[layer.weight] == ROUNDER}
-            seen = self._moments(data, taken, values, second=wanted)
+            seen = self._moments(prefixes, data, taken, values, changing=changing, second=wanted)
             for layer in taken:
                 moments, scale = seen[layer.op.name]
                 site, tensor = values[layer.weight]
@@ -206,19 +207,22 @@ class Layerwise:
         if missing:
             self._means.update(self._mean_outputs(self._model.serialized(extra_outputs=missing), missing))
 
-    def _runs(self, data: bytes, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    def _open(self, data: bytes) -> Session:
+        return RUNTIMES["ort"].open(data, run_options(self._model, Options()))
+
+    def _batches(self) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         assert self._dataset is not None, "without examples nothing is learned"
-        session = RUNTIMES["ort"].open(data, run_options(self._model, Options()))
         for feeds, batch in model_batches(self._model, self._dataset, self._indices, size=shard_size(self._model)):
-            outputs = session.run(feeds)
-            yield real_rows(self._model, {name: outputs[name] for name in names}, len(batch.index))
+            yield feeds, len(batch.index)
 
     def _mean_outputs(self, data: bytes, names: list[str]) -> dict[str, np.ndarray]:
         """Returns the mean of each tensor per channel (axis 1; the last of a matrix product), float64."""
         totals: dict[str, np.ndarray] = {}
         counts = dict.fromkeys(names, 0)
-        for outputs in self._runs(data, names):
-            for name, value in outputs.items():
+        session = self._open(data)
+        for feeds, count in self._batches():
+            outputs = session.run(feeds)
+            for name, value in real_rows(self._model, {name: outputs[name] for name in names}, count).items():
                 axis = 1 if self._model.view.producer[name].op == "Conv" else value.ndim - 1
                 axes = tuple(i for i in range(value.ndim) if i != axis)
                 totals[name] = totals.get(name, 0) + value.sum(axis=axes, dtype=np.float64)
@@ -227,29 +231,33 @@ class Layerwise:
 
     def _moments(
         self,
+        prefixes: PrefixRuns,
         data: bytes,
         layers: list[IntegerLayer],
         values: dict[str, tuple[Site, QTensor | QParams]],
         *,
+        changing: list[str],
         second: set[str],
     ) -> dict[str, tuple[InputMoments, float]]:
         """Returns the moments of what feeds each layer, in steps of its scale, and that scale; by the layer's name.
 
         Args:
+          prefixes: Runs it up to there.
           data: The quantized model.
           layers: Which.
           values: What it was written of, with the scales of activations.
+          changing: Names of these layers and all behind them, whose weights and biases are not known yet.
           second: Names of layers whose second moment is wanted.
         """
-        sources = inputs_of(data, {layer.op.name: layer.source for layer in layers})
+        sources = {layer.op.name: layer.source for layer in layers}
         scales = {layer.op.name: float(as_array(values[layer.op.inputs[layer.source]][1].scale)) for layer in layers}
         found = {layer.op.name: _empty(layer, values[layer.weight][1]) for layer in layers}
         examples = max(1, len(self._indices))
-        names = list(dict.fromkeys(sources.values()))
-        for number, outputs in enumerate(self._runs(exposing(data, names), names)):
+        for number, (outputs, count) in enumerate(prefixes.look(data, sources, changing)):
+            kept = real_rows(self._model, outputs, count)
             for layer in layers:
                 name = layer.op.name
-                dequantized = outputs[sources[name]]
+                dequantized = kept[name]
                 steps = np.rint(dequantized / np.float32(scales[name]))
                 rows = 0
                 if name in second:

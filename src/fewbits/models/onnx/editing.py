@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
-
-
-def exposing(data: bytes, names: Iterable[str]) -> bytes:
-    """Returns a model file with inner tensors as outputs besides its own."""
-    import onnx
-
-    proto = onnx.load_from_string(data)
-    present = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present)
-    return bytes(proto.SerializeToString(deterministic=True))
-
-
-def inputs_of(data: bytes, wanted: Mapping[str, int]) -> dict[str, str]:
-    """Returns the names of tensors that nodes of a model file read: node name -> the input at its index."""
-    import onnx
-
-    nodes = {node.name: node for node in onnx.load_from_string(data).graph.node}
-    return {name: nodes[name].input[index] for name, index in wanted.items()}
 
 
 def is_standard(node: ir.Node) -> bool:
