@@ -368,7 +368,7 @@ def stream(
     for decision in plan.quantized:
         if decision.role is Role.ACTIVATION:
             yield _site(decision, view), params[decision.site]
-    scales: dict[str, np.ndarray] = {}
+    scales = {name: np.asarray(as_array(each.scale)) for name, each in params.items()}
     for decision in plan.quantized:
         if decision.role is Role.CONSTANT:
             yield _site(decision, view), _constant(decision, model.weight(decision.site))
@@ -378,30 +378,26 @@ def stream(
             yield _site(decision, view), _weight(decision, model, target, {})
         elif decision.role is Role.WEIGHT:
             tensor = learned.weights.get(decision.site) or _weight(decision, model, target, params)
-            scales[decision.site] = np.asarray(tensor.scale).reshape(-1)
+            scales[decision.site] = np.asarray(tensor.scale)
             yield _site(decision, view), tensor
         elif decision.role is Role.BIAS:
-            rule = target.rules[decision.op]
-            op = view.by_name[decision.node]
-            weight = rule.weight_input(op)
-            assert weight is not None and decision.scheme is not None
-            scale = scales[weight] * params[rule.activation_inputs(op)[0]].scale
-            bias = _corrected(model.weight(decision.site), learned.corrections.get(decision.site))
-            yield _site(decision, view), _bias(decision, bias, np.broadcast_to(scale, bias.shape))
+            yield _site(decision, view), _bias(decision, model, target, scales, learned.corrections)
 
 
 def rebiased(
     values: Iterable[tuple[Site, QTensor | QParams]],
     model: OnnxModel,
     plan: Plan,
+    target: Target,
     corrections: Mapping[str, BiasCorrection],
 ) -> Iterator[tuple[Site, QTensor | QParams]]:
-    """Yields what ``stream`` gave, with the biases corrected anew."""
+    """Yields what ``stream`` gave, the biases of these corrections written anew, by the scales as they are now."""
     decisions = plan.by_site()
-    for site, value in values:
-        if site.name in corrections and isinstance(value, QTensor):
-            bias = _corrected(model.weight(site.name), corrections[site.name])
-            value = _bias(decisions[site.name], bias, as_array(value.scale))
+    known = list(values)
+    scales = {site.name: np.asarray(as_array(value.scale)) for site, value in known if site.role is not Role.BIAS}
+    for site, value in known:
+        if site.name in corrections:
+            value = _bias(decisions[site.name], model, target, scales, corrections)
         yield site, value
 
 
@@ -428,10 +424,22 @@ def _constant(decision: Decision, values: np.ndarray) -> QTensor:
     return quantize(values, params)
 
 
-def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
+def _bias(
+    decision: Decision,
+    model: OnnxModel,
+    target: Target,
+    scales: Mapping[str, np.ndarray],
+    corrections: Mapping[str, BiasCorrection],
+) -> QTensor:
     """Returns int32 codes; the quotient in float64, because float32 holds only 24 of the 31 bits."""
     assert decision.scheme is not None
-    scale = scale.astype(np.float32)
+    rule = target.rules[decision.op]
+    op = model.view.by_name[decision.node]
+    weight = rule.weight_input(op)
+    assert weight is not None
+    bias = _corrected(model.weight(decision.site), corrections.get(decision.site))
+    product = scales[weight].reshape(-1) * scales[rule.activation_inputs(op)[0]]
+    scale = np.broadcast_to(product, bias.shape).astype(np.float32)
     quotient = bias.astype(np.float64) / scale.astype(np.float64)
     if np.abs(quotient).max(initial=0.0) > decision.scheme.format.max_value:
         raise TargetError(

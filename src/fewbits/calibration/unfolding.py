@@ -9,6 +9,9 @@ from typing import Any, final
 
 import numpy as np
 
+# The float model's inputs are taken in so many parts of a step: binary fractions, so that sums stay exact.
+_PARTS = 16
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,8 @@ class InputMoments:
     """First and second moments of a layer's inputs, over examples that come in batches.
 
     Inputs are integers (codes less their zero point), so that float64 sums of their products are exact: the same in
-    any order, by any number of threads. The first moment is over all positions, the second over a sample of them.
+    any order, by any number of threads. The first moment is over all positions, the second over a sample of them; so is
+    the cross moment with the float model's inputs at the same positions, which are taken in sixteenths of a step.
 
     Args:
       groups: Groups of inputs that are multiplied by different weights.
@@ -101,21 +105,29 @@ class InputMoments:
         self._sum = np.zeros((groups, size))
         self._positions = 0
         self._products = np.zeros((groups, size, size))
+        self._cross: np.ndarray | None = None
         self.rows = 0
 
-    def add(self, total: np.ndarray, positions: int, sample: np.ndarray) -> None:
+    def add(
+        self, total: np.ndarray, positions: int, sample: np.ndarray, float_sample: np.ndarray | None = None
+    ) -> None:
         """Takes a batch in.
 
         Args:
           total: Sum over all positions, [groups, K].
           positions: How many those are.
           sample: Inputs at some positions, [rows, groups, K].
+          float_sample: What the float model has there, in the same steps; None where it is not asked for.
         """
         self._sum += total
         self._positions += positions
         rows = np.ascontiguousarray(sample.transpose(1, 0, 2), dtype=np.float64)
         self._products += rows.transpose(0, 2, 1) @ rows
         self.rows += len(sample)
+        if float_sample is not None:
+            wanted = np.rint(_PARTS * float_sample.transpose(1, 0, 2).astype(np.float64)) / _PARTS
+            products = rows.transpose(0, 2, 1) @ wanted
+            self._cross = products if self._cross is None else self._cross + products
 
     @property
     def mean(self) -> np.ndarray:
@@ -126,6 +138,11 @@ class InputMoments:
     def second(self) -> np.ndarray:
         """Sum of x x^T over the sample, [groups, K, K] float64."""
         return self._products
+
+    @property
+    def cross(self) -> np.ndarray | None:
+        """Sum of x x_f^T over the sample, [groups, K, K] float64; None without the float model's inputs."""
+        return self._cross
 
 
 def unfolded(

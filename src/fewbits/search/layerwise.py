@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from math import prod
 from typing import final
 
 import numpy as np
 
+from fewbits.algorithms.rounders.gptaq import RIDGE, aimed, codes_and_scales
 from fewbits.algorithms.rounders.gptq import gptq_codes
 from fewbits.algorithms.transforms.bias_correction import BiasCorrection
 from fewbits.calibration.statistics import Statistics
@@ -37,6 +39,9 @@ from fewbits.targets.base import Target
 
 STEP = "bias_correction"
 ROUNDER = "gptq"
+# Of weights narrower than eight bits: there the layers before leave an error worth taking back.
+NARROW_ROUNDER = "gptaq"
+ROUNDERS_FED = (ROUNDER, NARROW_ROUNDER)
 # Moments over more examples change codes no more (measured on ResNet-20 and Tiny Darknet).
 _MAX_EXAMPLES = 128
 # The share of the calibration examples that moments are taken of; the others tell whether it helped.
@@ -46,6 +51,7 @@ _MAX_LOOKS = 32
 # Positions at which a convolution's inputs are unfolded for the second moment: so many, or four for each input.
 _POSITIONS = 6144
 _POSITIONS_PER_INPUT = 4
+_WIDE = 8
 # Inputs of one output beyond which the second moment would take over a gigabyte.
 _MAX_INPUTS = 11_000
 
@@ -61,7 +67,7 @@ def asks_for_rounding(plan: Plan) -> bool:
 
 
 def _rounded(decision: Decision) -> bool:
-    return decision.role is Role.WEIGHT and decision.rounder == ROUNDER and decision.is_static
+    return decision.role is Role.WEIGHT and decision.rounder in ROUNDERS_FED and decision.is_static
 
 
 def with_correction(plan: Plan) -> Plan:
@@ -72,9 +78,14 @@ def with_correction(plan: Plan) -> Plan:
 def with_rounding(plan: Plan) -> Plan:
     """Returns the plan with its biases corrected, and all weights of integer layers rounded by their layers' inputs."""
     decisions = tuple(
-        replace(d, rounder=ROUNDER) if d.role is Role.WEIGHT and d.is_static else d for d in plan.decisions
+        replace(d, rounder=_rounder(d)) if d.role is Role.WEIGHT and d.is_static else d for d in plan.decisions
     )
     return with_correction(replace(plan, decisions=decisions))
+
+
+def _rounder(decision: Decision) -> str:
+    assert decision.scheme is not None and isinstance(decision.scheme.format, Int)
+    return ROUNDER if decision.scheme.format.bits >= _WIDE else NARROW_ROUNDER
 
 
 # What layers may learn, in the order in which it is tried: words, and the plan that asks for it.
@@ -180,14 +191,15 @@ class Layerwise:
         values = dict(_by_name(stream(self._model, plan, self._target, self._statistics)))
         excess: dict[str, BiasCorrection] = {}
         weights: dict[str, QTensor] = {}
-        prefixes = PrefixRuns(self._batches, self._open)
+        runs = PrefixRuns(self._batches, self._open), PrefixRuns(self._batches, self._open)
         looks = np.array_split(np.arange(len(layers)), min(len(layers), _MAX_LOOKS))
         for number, group in enumerate(looks):
             self._progress("layer by layer", number, len(looks))
             data = written(self._model, plan, self._target, integer, values.values())
             taken, changing = [layers[i] for i in group], [layer.op.name for layer in layers[group[0] :]]
-            wanted = {layer.op.name for layer in taken if rounders[layer.weight] == ROUNDER}
-            seen = self._moments(prefixes, data, taken, values, changing=changing, second=wanted)
+            wanted = {layer.op.name for layer in taken if rounders[layer.weight] in ROUNDERS_FED}
+            aiming = {layer.op.name for layer in taken if rounders[layer.weight] == NARROW_ROUNDER}
+            seen = self._moments(runs, data, taken, values, changing=changing, second=wanted, cross=aiming)
             for layer in taken:
                 moments, scale = seen[layer.op.name]
                 site, tensor = values[layer.weight]
@@ -199,7 +211,7 @@ class Layerwise:
                 if correcting and layer.bias is not None:
                     mean = self._mean_output(tensor, moments, scale, layer, values[layer.bias][1])
                     excess[layer.bias] = BiasCorrection(excess=mean - self._means[layer.op.outputs[0]])
-            values.update(_by_name(rebiased(values.values(), self._model, plan, excess)))
+            values.update(_by_name(rebiased(values.values(), self._model, plan, self._target, excess)))
         return Learned(corrections=excess, weights=weights)
 
     def _see_float(self, outputs: list[str]) -> None:
@@ -231,40 +243,49 @@ class Layerwise:
 
     def _moments(
         self,
-        prefixes: PrefixRuns,
+        runs: tuple[PrefixRuns, PrefixRuns],
         data: bytes,
         layers: list[IntegerLayer],
         values: dict[str, tuple[Site, QTensor | QParams]],
         *,
         changing: list[str],
         second: set[str],
+        cross: set[str],
     ) -> dict[str, tuple[InputMoments, float]]:
         """Returns the moments of what feeds each layer, in steps of its scale, and that scale; by the layer's name.
 
         Args:
-          prefixes: Runs it up to there.
+          runs: Of the quantized and of the float model, up to there.
           data: The quantized model.
           layers: Which.
           values: What it was written of, with the scales of activations.
           changing: Names of these layers and all behind them, whose weights and biases are not known yet.
           second: Names of layers whose second moment is wanted.
+          cross: Of those, names of layers whose cross moment with the float model's inputs is wanted.
         """
         sources = {layer.op.name: layer.source for layer in layers}
         scales = {layer.op.name: float(as_array(values[layer.op.inputs[layer.source]][1].scale)) for layer in layers}
         found = {layer.op.name: _empty(layer, values[layer.weight][1]) for layer in layers}
         examples = max(1, len(self._indices))
-        for number, (outputs, count) in enumerate(prefixes.look(data, sources, changing)):
-            kept = real_rows(self._model, outputs, count)
+        looks = runs[0].look(data, sources, changing)
+        floats = runs[1].look(self._model.serialized(), sources, changing) if cross else repeat(({}, 0))
+        for number, ((outputs, count), (others, _)) in enumerate(zip(looks, floats, strict=False)):
+            kept, unrounded = real_rows(self._model, outputs, count), real_rows(self._model, others, count)
             for layer in layers:
                 name = layer.op.name
-                dequantized = kept[name]
-                steps = np.rint(dequantized / np.float32(scales[name]))
+                step, seed = np.float32(scales[name]), (self._seed, number)
                 rows = 0
                 if name in second:
                     size = found[name].mean.shape[1]
                     wanted = max(_POSITIONS, _POSITIONS_PER_INPUT * size)
-                    rows = -(-wanted * len(dequantized) // examples)
-                found[name].add(*sampled_inputs(steps, layer.window, rows=rows, seed=(self._seed, number)))
+                    rows = -(-wanted * len(kept[name]) // examples)
+                total, positions, sample = sampled_inputs(
+                    np.rint(kept[name] / step), layer.window, rows=rows, seed=seed
+                )
+                beside = None
+                if name in cross:  # the same seed draws the same positions
+                    beside = sampled_inputs(unrounded[name] / step, layer.window, rows=rows, seed=seed)[2]
+                found[name].add(total, positions, sample, beside)
         return {name: (moments, scales[name]) for name, moments in found.items()}
 
     def _mean_output(
@@ -334,25 +355,37 @@ def as_rows(weight: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _rerounded(weight: np.ndarray, tensor: QTensor, moments: InputMoments, layer: IntegerLayer) -> QTensor:
-    """Returns the weight under the same scales, its codes chosen by the second moment of the layer's inputs."""
+    """Returns the weight with codes chosen by the second moment of the layer's inputs.
+
+    With the cross moment too they aim at the float layer's output, and the scales of rows may change.
+    """
     rows = as_rows(weight, layer.axis)
     outputs, size = rows.shape
     if size > _MAX_INPUTS:
         return tensor
-    scheme = tensor.scheme
-    whole = isinstance(scheme.granularity, PerTensor)
-    scale = np.broadcast_to(np.asarray(as_array(tensor.scale)).reshape(1 if whole else -1, 1), (outputs, 1))
-    per_row = replace(scheme, granularity=PerChannel(0))
+    whole = isinstance(tensor.scheme.granularity, PerTensor)
+    scale = np.broadcast_to(np.asarray(as_array(tensor.scale)).reshape(1 if whole else -1, 1), (outputs, 1)).copy()
+    per_row = replace(tensor.scheme, granularity=PerChannel(0))
     each = outputs // len(moments.second)
     codes = np.empty((outputs, size), dtype=np.asarray(tensor.codes).dtype)
     for number, second in enumerate(moments.second):
         part = slice(number * each, (number + 1) * each)
         params = QParams(scheme=per_row, scale=scale[part], zero_point=np.zeros_like(scale[part]))
-        codes[part] = gptq_codes(np.ascontiguousarray(rows[part]), second, params)
-    if not _fits(codes, scheme.format):
+        wanted = np.ascontiguousarray(rows[part])
+        if moments.cross is not None:
+            wanted = np.ascontiguousarray(aimed(wanted, second, moments.cross[number], ridge=RIDGE))
+        if moments.cross is None or whole:
+            codes[part] = gptq_codes(wanted, second, params)
+        else:
+            best = codes_and_scales(wanted, second, params)
+            codes[part], scale[part] = best.codes, np.asarray(best.scale)
+    if not _fits(codes, tensor.scheme.format):
         return tensor
     shape = np.moveaxis(weight, layer.axis, 0).shape
-    return QTensor(codes=np.ascontiguousarray(np.moveaxis(codes.reshape(shape), 0, layer.axis)), params=tensor.params)
+    codes = np.ascontiguousarray(np.moveaxis(codes.reshape(shape), 0, layer.axis))
+    before = np.asarray(as_array(tensor.scale))
+    kept = before if whole else scale.reshape(before.shape)
+    return QTensor(codes=codes, params=QParams(scheme=tensor.scheme, scale=kept, zero_point=tensor.params.zero_point))
 
 
 def _fits(codes: np.ndarray, fmt: object) -> bool:

@@ -63,17 +63,24 @@ class PrefixRuns:
         known = {value.name for value in graph.input} if self._kept is None else set(self._kept[0][0])
         ahead = _crossing(graph, set(changing))
         computed = [name for name in dict.fromkeys((*sources.values(), *ahead)) if name not in known]
-        part = _part(model, computed, known, self._kept)
-        session = self._open(part.SerializeToString(deterministic=True))
-        taken = [value.name for value in part.graph.input]
+        run = self._running(_part(model, computed, known, self._kept)) if computed else _nothing
         kept: list[tuple[Feeds, int]] = []
         room = self._limit if ahead else 0
         for feeds, count in self._batches() if self._kept is None else self._kept:
-            outputs = {**feeds, **session.run({name: feeds[name] for name in taken})}
+            outputs = {**feeds, **run(feeds)}
             yield {node: outputs[name] for node, name in sources.items()}, count
             room -= sum(outputs[name].nbytes for name in ahead)
             kept = [*kept, ({name: outputs[name] for name in ahead}, count)] if room > 0 else []
         self._kept = kept or self._kept
+
+    def _running(self, part: onnx.ModelProto) -> Callable[[Feeds], Feeds]:
+        session = self._open(part.SerializeToString(deterministic=True))
+        taken = [value.name for value in part.graph.input]
+        return lambda feeds: session.run({name: feeds[name] for name in taken})
+
+
+def _nothing(feeds: Feeds) -> Feeds:
+    return {}
 
 
 def _crossing(graph: onnx.GraphProto, changing: set[str]) -> list[str]:
