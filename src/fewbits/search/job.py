@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -15,11 +14,11 @@ from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
 from fewbits.evidence import smallest_certifiable_budget
 from fewbits.evidence.verdict import decide
-from fewbits.flow import Learned, observe
+from fewbits.flow import observe
 from fewbits.measurement.benchmark import ModelFiles, Performance, measure_performance
 from fewbits.measurement.executed import read_executed
 from fewbits.measurement.golden import make_golden
-from fewbits.measurement.outcome import Outcome, Reference
+from fewbits.measurement.outcome import Reference
 from fewbits.models.onnx.feeding import model_batches, rows_fed
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.models.onnx.probing import probe_feeds
@@ -29,26 +28,25 @@ from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.auto import AUTO, Offer, retargeted, rungs, taken, time_offers
-from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import Candidate, activation_sites, build, running_dynamic
 from fewbits.search.calibrated import unchanging_sites, untaken_branches
 from fewbits.search.draft import draft_dynamic, draft_plan, draft_stored
 from fewbits.search.finished import DATA_FILE, MODEL_FILE, Finished, Judged, Ran, Scratch
 from fewbits.search.halving import Halves, as_fast, draft_halves, judges_alike, saves, told_of
 from fewbits.search.handing_over import choose_file
-from fewbits.search.layerwise import LESSONS, STEP, Layerwise, closeness_part
-from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, BudgetLoop, Task, Trial, close_enough
+from fewbits.search.layerwise import STEP
+from fewbits.search.loop import BudgetLoop, Task, Trial
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.paying import hopeless, is_refuted, loses_speed, pays
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
-from fewbits.search.ranging import by_output_error
 from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
 from fewbits.search.stages import Stages
-from fewbits.search.transforming import Evidence, Variant, after_transforms, before_transforms, replayed, variants
+from fewbits.search.teaching import Teacher
+from fewbits.search.transforming import after_transforms, before_transforms, replayed
 from fewbits.search.verdict_data import forecast, loss_bound
-from fewbits.targets import Forms, Placement, place, place_forms
+from fewbits.targets import Forms, Placement, place_forms
 
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
@@ -114,18 +112,15 @@ class _Job:
     """The working state of one run."""
 
     def __init__(self, prepared: Prepared, scratch: Scratch) -> None:
-        self._prepared = prepared
-        # Its model as it was opened, and as repairs left it; both before factors are folded in.
+        # The model as it was opened, and as repairs left it; both before factors are folded in.
         self._opened = self._mended = prepared.model
         self._request = prepared.request
         self._scratch = scratch
         self._clock = Stages()
         self._options = session_options(prepared.target, threads=prepared.request.threads)
+        self._teacher = Teacher(prepared, self._options)
         self._notes: list[str] = []
-        self._statistics = Statistics(histograms={}, examples=0)
-        self._made: tuple[Prepared, Layerwise] | None = None
         self._planned: tuple[Plan, tuple[Trial, ...], Repairs] | None = None
-        self._blocks: Blockwise | None = None
 
     def run(self) -> Finished:
         """Returns the finished run."""
@@ -158,7 +153,7 @@ class _Job:
                 halves = self._halved(files, feeds, data_file, performance, mended=mended)
             if halves is not None:
                 handed, performance, candidate = halves.file, halves.performance, halves.candidate
-                self.use(halves.model, self._statistics)
+                self._teacher.use(halves.model, self._statistics)
                 self._notes.append(told_of(float_reason or ""))
             elif float_reason is not None:
                 performance = performance.of_mended(files[2].size) if mended else performance.of_float()
@@ -193,6 +188,14 @@ class _Job:
         )
 
     @property
+    def _prepared(self) -> Prepared:
+        return self._teacher.prepared
+
+    @property
+    def _statistics(self) -> Statistics:
+        return self._teacher.statistics
+
+    @property
     def target(self) -> str:
         """The target's name with its instruction set."""
         return self._prepared.target.full_name
@@ -225,8 +228,8 @@ class _Job:
         prepared, request = self._prepared, self._request
         if request.plan is not None:
             asked = after_transforms(request.plan)
-            if (evidence := self._evidence()) is not None:
-                self.use(replayed(prepared.model, asked.transforms, evidence), self._statistics)
+            if (evidence := self._teacher.evidence()) is not None:
+                self._teacher.use(replayed(prepared.model, asked.transforms, evidence), self._statistics)
             prepared = self._prepared
             wanted = _renewed(prepared, asked)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
@@ -235,7 +238,7 @@ class _Job:
         if request.weights_only:
             scheme = wanted_scheme(request, prepared.target)
             wanted = draft_stored(prepared.model, prepared.target, scheme, asked=request.scheme, base=prepared.base)
-            blockwise = self._blockwise()
+            blockwise = self._teacher.blockwise()
             beside = blockwise.memory(wanted) if blockwise.has_evidence else 0
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory, beside=beside)
             with self._clock.stage("rounding"):
@@ -246,79 +249,16 @@ class _Job:
         self._observe(wanted)
         with self._clock.stage("repair"):
             repaired = repair(prepared, self._statistics, self._options, self._one_example())
-        self._prepared, self._statistics = repaired.prepared, repaired.statistics
+        self._teacher.prepared, self._teacher.statistics = repaired.prepared, repaired.statistics
         self._mended = repaired.prepared.model
         if not request.searches:
             with self._clock.stage("layers"):
-                return self._taught(self._transformed(repaired)), (), repaired.repairs
+                return self._teacher.taught(self._teacher.transformed(repaired)), (), repaired.repairs
         with self._clock.stage("search"):
-            found = _choose(self._prepared, repaired, self._options, self._one_example(), self)
+            found = _choose(self._prepared, repaired, self._options, self._one_example(), self._teacher)
             candidate, trail, notes = found
         self._notes += notes
         return candidate.plan, trail, repaired.repairs
-
-    def learned_layers(self, plan: Plan) -> Learned:
-        """Returns what layers learn for a plan of the model as it is now."""
-        return self._layerwise().of(plan)
-
-    def variants(self, plan: Plan, forms: Forms) -> Iterator[Variant]:
-        """Yields equal models that may be quantized better; ``use`` takes one."""
-        if (evidence := self._evidence()) is not None:
-            yield from variants(self._prepared.model, plan, evidence, forms=forms, jobs=self._request.jobs)
-
-    def ranged(self, plan: Plan) -> Plan:
-        """Returns the plan with range rules by the output errors of layers; as it is where the effort is "fast"."""
-        prepared, parts = self._prepared, self._prepared.parts
-        if parts is None or self._request.effort == "fast":
-            return plan
-        return by_output_error(
-            prepared.model,
-            prepared.target,
-            plan,
-            parts.data,
-            parts.calibration,
-            jobs=self._request.jobs,
-            seed=self._request.seed,
-            progress=self._request.progress,
-        )
-
-    def use(self, model: OnnxModel, statistics: Statistics) -> None:
-        """Goes on with an equal model."""
-        if model is not self._prepared.model:
-            self._prepared = replace(self._prepared, model=model, placement=place(model.view, self._prepared.target))
-        self._statistics = statistics
-
-    def _evidence(self) -> Evidence | None:
-        """Returns what factors between layers are computed from; None without calibration examples."""
-        parts = self._prepared.parts
-        if parts is None or not len(parts.calibration) or self._request.weights_only:
-            return None
-        return Evidence(dataset=parts.data, indices=parts.calibration, target=self._prepared.target)
-
-    def _transformed(self, repaired: Repaired) -> Plan:
-        """Returns the plan of the equal model that is quantized best, by calibration examples; the job goes on with it.
-
-        Where all of them are far from float before layers learn, they are compared with what layers learn.
-        """
-        parts, start = self._prepared.parts, (self._prepared.model, self._statistics)
-        if parts is None or not len(parts.calibration):
-            return repaired.plan
-        with self._reference(closeness_part(parts.calibration)) as reference:
-            best, plan = start, repaired.plan
-            least = self._distance(plan, reference)
-            far = not close_enough(least) and (least.quality.kl or 0.0) > FAR_KL
-            if far:
-                least = self._distance(self._lessons(plan), reference)
-            for variant in self.variants(repaired.plan, repaired.forms):
-                if close_enough(least):
-                    break
-                self.use(variant.model, variant.statistics)
-                found = self._distance(self._lessons(variant.plan) if far else variant.plan, reference)
-                if found.quality.gauge < CLOSER * least.quality.gauge:
-                    best, plan, least = (variant.model, variant.statistics), variant.plan, found
-                self.use(*start)
-        self.use(*best)
-        return plan
 
     def _observe(self, wanted: Plan) -> None:
         sites = activation_sites(wanted)
@@ -326,7 +266,7 @@ class _Job:
         if not sites or parts is None:
             return
         with self._clock.stage("calibration"):
-            self._statistics = observe(
+            self._teacher.statistics = observe(
                 self._prepared.model,
                 parts.data,
                 parts.calibration,
@@ -336,86 +276,6 @@ class _Job:
             )
             self._notes += unchanging_sites(wanted, self._statistics)
             self._notes += untaken_branches(self._prepared.model, parts.data, parts.calibration)
-
-    def _layerwise(self) -> Layerwise:
-        """Returns what teaches the layers of the model as it is now."""
-        prepared, parts = self._prepared, self._prepared.parts
-        if self._made is None or self._made[0] is not prepared:
-            made = Layerwise(
-                prepared.model,
-                prepared.target,
-                self._statistics,
-                None if parts is None else parts.data,
-                np.zeros(0, np.int64) if parts is None else parts.calibration,
-                seed=self._request.seed,
-                progress=self._request.progress,
-            )
-            self._made = prepared, made
-        return self._made[1]
-
-    def _blockwise(self) -> Blockwise:
-        """Returns what chooses the codes of weights in blocks; the model is not repaired where there are such."""
-        if self._blocks is None:
-            prepared, parts = self._prepared, self._prepared.parts
-            self._blocks = Blockwise(
-                prepared.model,
-                prepared.target,
-                None if parts is None else parts.data,
-                np.zeros(0, np.int64) if parts is None else parts.calibration,
-                max_memory=self._request.max_memory,
-                progress=self._request.progress,
-            )
-        return self._blocks
-
-    def _learned(self, plan: Plan) -> Learned:
-        """Returns all that a plan asks to be learned from examples."""
-        layers, blocks = self._layerwise().of(plan), self._blockwise().of(plan)
-        return Learned(corrections=layers.corrections, weights={**layers.weights, **blocks.weights})
-
-    def _taught(self, plan: Plan) -> Plan:
-        """Returns the plan with what its layers learn, where that brings other calibration examples closer to float."""
-        parts = self._prepared.parts
-        if parts is None or not len(parts.calibration):
-            return plan
-        with self._reference(closeness_part(parts.calibration)) as reference:
-            best, least = plan, self._distance(plan, reference)
-            ranged = self.ranged(plan)
-            if ranged != plan:
-                found = self._distance(ranged, reference)
-                if found.quality.gauge < CLOSER * least.quality.gauge:
-                    best, plan, least = ranged, ranged, found
-            for _, teach in LESSONS[: TAUGHT[self._request.effort]]:
-                taught = teach(plan)
-                if close_enough(least) or not self._layerwise().of(taught):
-                    break
-                found = self._distance(taught, reference)
-                if found.quality.gauge < least.quality.gauge:
-                    best, least = taught, found
-        return best
-
-    def _lessons(self, plan: Plan) -> Plan:
-        """Returns the plan with all that its layers may learn."""
-        taught = LESSONS[: TAUGHT[self._request.effort]]
-        return taught[-1][1](plan) if taught else plan
-
-    def _reference(self, indices: np.ndarray) -> Reference:
-        """Returns the float model on some calibration examples."""
-        prepared = self._prepared
-        assert prepared.parts is not None
-        return Reference(
-            prepared.model,
-            prepared.parts.data,
-            indices,
-            metric=prepared.selection_metric,
-            output=prepared.output,
-            options=self._options,
-        )
-
-    def _distance(self, plan: Plan, reference: Reference) -> Outcome:
-        """Returns how far from float a plan's file is, with all that the plan asks to be learned."""
-        learned = self._layerwise().of(plan)
-        built = build(self._prepared.model, plan, self._prepared.target, self._statistics, learned=learned)
-        return reference.compare(built.data, self._request.progress, stage="layer by layer")
 
     def _data_file(self) -> Path | None:
         """Returns where large tensors go; None for a model whose weights are all inside."""
@@ -433,7 +293,7 @@ class _Job:
             self._statistics,
             metadata=metadata,
             data_file=data_file,
-            learned=self._learned(plan),
+            learned=self._teacher.learned(plan),
         )
 
     def _no_integers(self, candidate: Candidate) -> str | None:
@@ -665,7 +525,7 @@ def _choose(
     repaired: Repaired,
     options: Options,
     feeds: dict[str, np.ndarray],
-    job: _Job,
+    teacher: Teacher,
 ) -> tuple[Candidate, tuple[Trial, ...], tuple[str, ...]]:
     """Returns the best candidate of the search, the trail to it, and notes for the reader."""
     request, model, parts = prepared.request, prepared.model, prepared.parts
@@ -698,10 +558,10 @@ def _choose(
             pays=lambda candidate: pays(prepared, candidate, options, feeds),
             refuted=lambda outcome: is_refuted(prepared, outcome),
             hopeless=lambda candidate: hopeless(prepared, candidate, options, feeds),
-            learn=job.learned_layers,
-            ranges=job.ranged,
-            variants=job.variants,
-            use=job.use,
+            learn=teacher.learned_layers,
+            ranges=teacher.ranged,
+            variants=teacher.variants,
+            use=teacher.use,
             slower=lambda candidate, other: loses_speed(prepared, (other.data, candidate.data), options, feeds),
         )
         result = BudgetLoop(task).run()
