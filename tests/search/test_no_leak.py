@@ -22,7 +22,7 @@ from fewbits.evidence import trinomial, verdict
 from fewbits.flow import NOTHING_LEARNED
 from fewbits.measurement.outcome import Outcome
 from fewbits.measurement.quality import Quality
-from fewbits.search import job, loop
+from fewbits.search import job, loop, teaching
 from fewbits.search.building import Candidate
 from fewbits.search.preparing import Request, prepare
 from fewbits.search.repairing import unrepaired
@@ -82,7 +82,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, runs: ModuleType, tmp_path: Path) -> 
     monkeypatch.setattr(job, "build", drawn_build)
     monkeypatch.setattr(loop, "build", drawn_build)
     monkeypatch.setattr(job, "observe", lambda *args, **options: NOTHING)
-    monkeypatch.setattr(job.Layerwise, "of", lambda self, plan: NOTHING_LEARNED)
+    monkeypatch.setattr(teaching.Layerwise, "of", lambda self, plan: NOTHING_LEARNED)
     monkeypatch.setattr(
         job, "measure_performance", lambda *args, **options: SimpleNamespace(mended=None, over_mended=None)
     )
