@@ -48,18 +48,18 @@ class Pythons:
 def quantize(*, model: str, data: str, evaluation: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
     """Runs fewbits at a forced scheme (in a child process), with and without what layers learn; writes both files."""
     import fewbits
-    from fewbits.search.layerwise import ROUNDER, STEP
+    from fewbits.search.layerwise import ROUNDERS_FED, STEP
 
     given = {"data": data, "eval": evaluation, "seed": common.SEED, "allow_slower": True}
     result = fewbits.quantize(model, **given, **options)
     Path(out).write_bytes(result.model_bytes)
     plan = result.plan
-    rounded = sum(d.rounder == ROUNDER for d in plan.quantized)
+    rounded = sum(d.rounder in ROUNDERS_FED for d in plan.quantized)
     told = {"rounded": rounded, "corrected": any(t.name == STEP for t in plan.transforms)}
     told["quantized"] = len(plan.quantized)
     if options["scheme"] not in {scheme for _, scheme, _ in SCHEMES} or options["target"] == "openvino":
         return told
-    decisions = tuple(replace(d, rounder="nearest") if d.rounder == ROUNDER else d for d in plan.decisions)
+    decisions = tuple(replace(d, rounder="nearest") if d.rounder in ROUNDERS_FED else d for d in plan.decisions)
     plain = replace(plan, decisions=decisions, transforms=tuple(t for t in plan.transforms if t.name != STEP))
     shared = {key: value for key, value in options.items() if key == "score_output"}
     Path(f"{out}.nearest.onnx").write_bytes(fewbits.quantize(model, **given, plan=plain, **shared).model_bytes)
