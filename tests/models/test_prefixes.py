@@ -111,3 +111,28 @@ def test_the_last_layers_are_not_computed():
     list(runs.look(network(dict.fromkeys(LAYERS, 1.0)), {"left": 0}, ["left", "right", "last"]))
     assert {node.name for node in opened[0].graph.node} >= {"first", "if"}
     assert {each.name for each in opened[0].graph.initializer} == {"step", "zero", "yes", "w_first"}
+
+
+def test_sequences_are_not_kept():
+    """A tensor is split and joined again between the layers: what crosses there is a list of tensors."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w_first"], ["h"], "first"),
+        helper.make_node("SplitToSequence", ["h"], ["parts"], "split", axis=1, keepdims=1),
+        helper.make_node("MatMul", ["h", "w_left"], ["l"], "left"),
+        helper.make_node("ConcatFromSequence", ["parts"], ["back"], "join", axis=1),
+        helper.make_node("Add", ["l", "back"], ["sum"], "add"),
+        helper.make_node("MatMul", ["sum", "w_last"], ["y"], "last"),
+    ]
+    rng = np.random.default_rng(0)
+    inits = [
+        numpy_helper.from_array(rng.standard_normal((4, 4)).astype(np.float32), f"w_{name}")
+        for name in ("first", "left", "last")
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], inits)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    runs = PrefixRuns(lambda: [({"x": x}, len(x)) for x in BATCHES], lambda part: RUNTIMES["ort"].open(part, Options()))
+    for name, changing in (("left", ["left", "last"]), ("last", ["last"])):
+        found = list(runs.look(data, {name: 0}, changing))
+        for x, (seen, _) in zip(BATCHES, found, strict=True):
+            assert np.array_equal(seen[name], whole(data, {"left": "h", "last": "sum"}[name], x))

@@ -60,7 +60,8 @@ class PrefixRuns:
         model = onnx.load_from_string(data)
         graph = model.graph
         sources = {node.name: node.input[inputs[node.name]] for node in graph.node if node.name in inputs}
-        known = {value.name for value in graph.input} if self._kept is None else set(self._kept[0][0])
+        fixed = {each.name for each in graph.initializer}
+        known = {each.name for each in graph.input} - fixed if self._kept is None else set(self._kept[0][0])
         ahead = _crossing(graph, set(changing))
         computed = [name for name in dict.fromkeys((*sources.values(), *ahead)) if name not in known]
         run = self._running(_part(model, computed, known, self._kept)) if computed else _nothing
@@ -69,7 +70,7 @@ class PrefixRuns:
         for feeds, count in self._batches() if self._kept is None else self._kept:
             outputs = {**feeds, **run(feeds)}
             yield {node: outputs[name] for node, name in sources.items()}, count
-            room -= sum(outputs[name].nbytes for name in ahead)
+            room -= sum(_bytes(outputs[name], self._limit) for name in ahead)
             kept = [*kept, ({name: outputs[name] for name in ahead}, count)] if room > 0 else []
         self._kept = kept or self._kept
 
@@ -77,6 +78,11 @@ class PrefixRuns:
         session = self._open(part.SerializeToString(deterministic=True))
         taken = [value.name for value in part.graph.input]
         return lambda feeds: session.run({name: feeds[name] for name in taken})
+
+
+def _bytes(value: object, limit: int) -> int:
+    """Returns what keeping a value takes: more than the limit where it is no tensor of numbers."""
+    return value.nbytes if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else limit
 
 
 def _nothing(feeds: Feeds) -> Feeds:
