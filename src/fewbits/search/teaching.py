@@ -27,6 +27,9 @@ from fewbits.search.repairing import Repaired
 from fewbits.search.transforming import Evidence, Variant, variants
 from fewbits.targets import Forms, place
 
+# Calibration examples that are asked where those that nothing is learned from see nothing to mend.
+_COMPARED = 256
+
 
 @final
 class Teacher:
@@ -85,25 +88,35 @@ class Teacher:
     def transformed(self, repaired: Repaired) -> Plan:
         """Returns the plan of the equal model that is quantized best, by calibration examples; the run goes on with it.
 
-        Where all of them are far from float before layers learn, they are compared with what layers learn.
+        Those decide that no layer learns from; where these see nothing to mend, all, since what a few examples suffer
+        may not be among them. Where outputs are far from float before layers learn, models are compared with what
+        layers learn.
         """
-        parts, start = self.prepared.parts, (self.prepared.model, self.statistics)
+        parts = self.prepared.parts
         if parts is None or not len(parts.calibration):
             return repaired.plan
-        with self._reference(closeness_part(parts.calibration)) as reference:
-            best, plan = start, repaired.plan
-            least = self._distance(plan, reference)
-            far = not close_enough(least) and (least.quality.kl or 0.0) > FAR_KL
-            if far:
-                least = self._distance(self._lessons(plan), reference)
-            for variant in self.variants(repaired.plan, repaired.forms):
-                if close_enough(least):
-                    break
-                self.use(variant.model, variant.statistics)
-                found = self._distance(self._lessons(variant.plan) if far else variant.plan, reference)
-                if found.quality.gauge < CLOSER * least.quality.gauge:
-                    best, plan, least = (variant.model, variant.statistics), variant.plan, found
-                self.use(*start)
+        for examples in (closeness_part(parts.calibration), parts.calibration[:_COMPARED]):
+            with self._reference(examples) as reference:
+                least = self._distance(repaired.plan, reference)
+                if not close_enough(least):
+                    return self._best_variant(repaired, reference, least)
+        return repaired.plan
+
+    def _best_variant(self, repaired: Repaired, reference: Reference, least: Outcome) -> Plan:
+        """Returns the plan of the equal model whose outputs are clearly closest to float; ``least`` is of this one."""
+        best = start = self.prepared.model, self.statistics
+        plan = repaired.plan
+        far = (least.quality.kl or 0.0) > FAR_KL
+        if far:
+            least = self._distance(self._lessons(plan), reference)
+        for variant in self.variants(repaired.plan, repaired.forms):
+            if close_enough(least):
+                break
+            self.use(variant.model, variant.statistics)
+            found = self._distance(self._lessons(variant.plan) if far else variant.plan, reference)
+            if found.quality.gauge < CLOSER * least.quality.gauge:
+                best, plan, least = (variant.model, variant.statistics), variant.plan, found
+            self.use(*start)
         self.use(*best)
         return plan
 
@@ -156,12 +169,19 @@ class Teacher:
                     best, plan, least = ranged, ranged, found
             for _, teach in LESSONS[: TAUGHT[self.prepared.request.effort]]:
                 taught = teach(plan)
-                if close_enough(least) or not self._layerwise().of(taught):
+                if (close_enough(least) and self._close_on_all(best)) or not self._layerwise().of(taught):
                     break
                 found = self._distance(taught, reference)
                 if found.quality.gauge < least.quality.gauge:
                     best, least = taught, found
         return best
+
+    def _close_on_all(self, plan: Plan) -> bool:
+        """Returns whether outputs are close to float on the calibration examples that layers learn from too."""
+        parts = self.prepared.parts
+        assert parts is not None
+        with self._reference(parts.calibration[:_COMPARED]) as reference:
+            return close_enough(self._distance(plan, reference))
 
     def _lessons(self, plan: Plan) -> Plan:
         """Returns the plan with all that its layers may learn."""
