@@ -381,7 +381,7 @@ def stream(
             scales[decision.site] = np.asarray(tensor.scale)
             yield _site(decision, view), tensor
         elif decision.role is Role.BIAS:
-            yield _site(decision, view), _bias(decision, model, target, scales, learned.corrections)
+            yield _site(decision, view), _bias_of(decision, model, target, scales, learned.corrections)
 
 
 def rebiased(
@@ -397,7 +397,7 @@ def rebiased(
     scales = {site.name: np.asarray(as_array(value.scale)) for site, value in known if site.role is not Role.BIAS}
     for site, value in known:
         if site.name in corrections:
-            value = _bias(decisions[site.name], model, target, scales, corrections)
+            value = _bias_of(decisions[site.name], model, target, scales, corrections)
         yield site, value
 
 
@@ -424,22 +424,27 @@ def _constant(decision: Decision, values: np.ndarray) -> QTensor:
     return quantize(values, params)
 
 
-def _bias(
+def _bias_of(
     decision: Decision,
     model: OnnxModel,
     target: Target,
     scales: Mapping[str, np.ndarray],
     corrections: Mapping[str, BiasCorrection],
 ) -> QTensor:
-    """Returns int32 codes; the quotient in float64, because float32 holds only 24 of the 31 bits."""
-    assert decision.scheme is not None
+    """Returns the codes of a bias, corrected; its scale is that of the products that it is added to."""
     rule = target.rules[decision.op]
     op = model.view.by_name[decision.node]
     weight = rule.weight_input(op)
     assert weight is not None
     bias = _corrected(model.weight(decision.site), corrections.get(decision.site))
     product = scales[weight].reshape(-1) * scales[rule.activation_inputs(op)[0]]
-    scale = np.broadcast_to(product, bias.shape).astype(np.float32)
+    return _bias(decision, bias, np.broadcast_to(product, bias.shape))
+
+
+def _bias(decision: Decision, bias: np.ndarray, scale: np.ndarray) -> QTensor:
+    """Returns int32 codes; the quotient in float64, because float32 holds only 24 of the 31 bits."""
+    assert decision.scheme is not None
+    scale = scale.astype(np.float32)
     quotient = bias.astype(np.float64) / scale.astype(np.float64)
     if np.abs(quotient).max(initial=0.0) > decision.scheme.format.max_value:
         raise TargetError(
