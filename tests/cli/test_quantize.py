@@ -65,6 +65,7 @@ def assert_float_for_speed_alone(report: dict[str, Any]) -> None:
     executed = report["executed"]
     islands = executed["islands"]
     assert {island["why"] for island in islands} <= {"left float: the file runs faster so"}, islands
+    assert executed["integer_nodes"] > 6
     assert executed["integer_nodes"] + len(islands) > 10
 
 

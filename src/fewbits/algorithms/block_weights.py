@@ -39,7 +39,6 @@ TRIED_RULES = (MINMAX, MSE, LARGE, WEIGHTED)
 _TWO_BITS = 2
 # Rounders that need data.
 FED = ("gptq",)
-AIMING = "gptaq"
 
 
 def needs_inputs(rule: str | None, rounder: str | None) -> bool:
@@ -61,8 +60,7 @@ def check_block_rule(rule: str, rounder: str) -> None:
         raise UsageError(
             f"the scales of blocks do not go by {rule!r}; {nearest(rule, list(BLOCK_RULES))}", slug="range-rule"
         )
-    ROUNDERS[rounder]
-    if rounder == AIMING:
+    if not ROUNDERS[rounder].in_blocks:
         raise UsageError(
             f"the codes of blocks do not go by {rounder!r}, which needs a layer that runs in integers; use 'gptq' or "
             "'nearest'",

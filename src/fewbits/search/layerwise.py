@@ -51,6 +51,7 @@ _MAX_LOOKS = 32
 # Positions at which a convolution's inputs are unfolded for the second moment: so many, or four for each input.
 _POSITIONS = 6144
 _POSITIONS_PER_INPUT = 4
+# Bits from which on a weight is not narrow.
 _WIDE = 8
 # Inputs of one output beyond which the second moment would take over a gigabyte.
 _MAX_INPUTS = 11_000

@@ -43,7 +43,8 @@ _PATTERNS_TRIED = 8
 _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
 _WORTH = 1.02
-# Operators without weights are in integers for speed alone, and round once more: where they bring none, they are float.
+# Operators without weights are in integers for speed alone, and round once more: where float is shown to cost no more
+# than this, they are float.
 _NOT_SLOWER = 0.99
 
 

@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 
 from fewbits.calibration.statistics import Statistics
+from fewbits.datasets.base import Dataset
 from fewbits.flow import Learned
 from fewbits.measurement.outcome import Outcome, Reference
 from fewbits.models.onnx.model import OnnxModel
@@ -120,16 +121,20 @@ class Teacher:
         self.use(*best)
         return plan
 
+    def _examples(self) -> tuple[Dataset | None, np.ndarray]:
+        """Returns the data, and which of them calibrate, ascending; none where there are none."""
+        parts = self.prepared.parts
+        return (None, np.zeros(0, np.int64)) if parts is None else (parts.data, parts.calibration)
+
     def _layerwise(self) -> Layerwise:
         """Returns what teaches the layers of the model as it is now."""
-        prepared, parts = self.prepared, self.prepared.parts
+        prepared = self.prepared
         if self._made is None or self._made[0] is not prepared:
             made = Layerwise(
                 prepared.model,
                 prepared.target,
                 self.statistics,
-                None if parts is None else parts.data,
-                np.zeros(0, np.int64) if parts is None else parts.calibration,
+                *self._examples(),
                 seed=self.prepared.request.seed,
                 progress=self.prepared.request.progress,
             )
@@ -139,12 +144,10 @@ class Teacher:
     def blockwise(self) -> Blockwise:
         """Returns what chooses the codes of weights in blocks; the model is not repaired where there are such."""
         if self._blocks is None:
-            prepared, parts = self.prepared, self.prepared.parts
             self._blocks = Blockwise(
-                prepared.model,
-                prepared.target,
-                None if parts is None else parts.data,
-                np.zeros(0, np.int64) if parts is None else parts.calibration,
+                self.prepared.model,
+                self.prepared.target,
+                *self._examples(),
                 max_memory=self.prepared.request.max_memory,
                 progress=self.prepared.request.progress,
             )

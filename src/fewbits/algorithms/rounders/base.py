@@ -9,7 +9,12 @@ from fewbits.numerics.qtensor import QParams, QTensor
 
 
 class Rounder(ABC):
-    """Chooses the codes of a weight under given scales."""
+    """Chooses the codes of a weight under given scales.
+
+    ``in_blocks`` is False for those that need a layer which runs in integers: weights in blocks have none.
+    """
+
+    in_blocks = True
 
     @abstractmethod
     def choose(self, values: Array, params: QParams, second_moment: Array | None = None) -> QTensor:

@@ -109,6 +109,8 @@ class Gptaq(Rounder):
     ``choose`` is given one second moment, which is that of both models then: it searches the scale of each row too.
     """
 
+    in_blocks = False
+
     def choose(self, values: Array, params: QParams, second_moment: Array | None = None) -> QTensor:
         if second_moment is None:
             return quantize(values, params)
