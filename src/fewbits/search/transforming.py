@@ -14,7 +14,7 @@ import numpy as np
 
 from fewbits.algorithms.transforms._channels import grouped
 from fewbits.algorithms.transforms.equalization import equalizing_factors
-from fewbits.algorithms.transforms.smoothing import Channels, least_error_factors, reading
+from fewbits.algorithms.transforms.smoothing import Channels, Rounding, least_error_factors, reading
 from fewbits.calibration.statistics import Statistics
 from fewbits.datasets.base import Dataset
 from fewbits.flow import observe
@@ -29,7 +29,7 @@ from fewbits.search.building import activation_sites
 from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import learning_part
 from fewbits.targets import Forms
-from fewbits.targets.base import Target
+from fewbits.targets.base import Kind, Target
 
 SMOOTHING = "smoothing"
 EQUALIZATION = "equalization"
@@ -40,6 +40,11 @@ TRANSFORMED = {
 }
 # A division behind an input of the graph takes time at each run: by what the error must fall for it.
 _WORTH_A_NODE = 0.5
+# An operator that rounds anew where a target runs it in integers; its slope where the file names none (ONNX); and those
+# that hand codes on.
+_LEAKY = "LeakyRelu"
+_LEAKY_SLOPE = 0.01
+_ROUND_NOTHING = ("MaxPool", "Identity")
 
 
 @final
@@ -59,7 +64,7 @@ class Evidence:
 
 
 def transformed(model: OnnxModel, step: TransformStep, evidence: Evidence) -> OnnxModel | None:
-    """Returns the model with one transform, equal to it to the bit; None where it changes nothing.
+    """Returns the model with one transform, the same function; None where it changes nothing.
 
     Args:
       model: The float model.
@@ -178,32 +183,79 @@ def _smoothing(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidenc
 
 
 def channels_of(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Evidence) -> dict[str, Channels]:
-    """Returns what each channel of the links' tensors was seen to be, by tensor.
+    """Returns what each channel of the links' tensors was seen to be, by the tensor that a layer reads.
 
     Only of the examples that layers learn from: the others tell whether it helped. They come in fixed shards and in
     order, so that the sums of squares are the same each time.
     """
     seen = learning_part(evidence.indices)
     axes = {taker.source: taker.source_axis for link in links for taker in link.takers}
-    low: dict[str, np.ndarray] = {}
-    high: dict[str, np.ndarray] = {}
-    total: dict[str, np.ndarray] = {}
-    count = dict.fromkeys(axes, 0)
+    slopes = dict.fromkeys(axes, 1.0)
+    rounded = {name: (name, *_rounded_before(model, name, evidence.target)) for name in axes}
+    for name, (_, *earlier) in rounded.items():
+        axes |= dict.fromkeys(earlier, axes[name])
+        slopes |= {tensor: _slope(model, tensor) for tensor in earlier}
+    tallies = {name: _Tally() for name in axes}
     session = RUNTIMES["ort"].open(model.serialized(extra_outputs=tuple(axes)), run_options(model, Options()))
     for feeds, _ in model_batches(model, evidence.dataset, seen, size=shard_size(model)):
         outputs = {**feeds, **session.run(feeds)}
         for name, axis in axes.items():
-            rows = np.moveaxis(outputs[name], axis, -1).reshape(-1, outputs[name].shape[axis])
-            low[name] = np.minimum(low.get(name, 0.0), rows.min(axis=0))
-            high[name] = np.maximum(high.get(name, 0.0), rows.max(axis=0))
-            total[name] = total.get(name, 0.0) + np.square(rows, dtype=np.float64).sum(axis=0)
-            count[name] += len(rows)
+            tallies[name].add(np.moveaxis(outputs[name], axis, -1).reshape(-1, outputs[name].shape[axis]))
+    roundings = {name: tally.rounding(slopes[name]) for name, tally in tallies.items()}
     return {
-        name: Channels(
-            low=low[name].astype(np.float64), high=high[name].astype(np.float64), power=total[name] / count[name]
-        )
-        for name in axes
+        name: Channels(power=tallies[name].power, roundings=tuple(roundings[tensor] for tensor in tensors))
+        for name, tensors in rounded.items()
     }
+
+
+class _Tally:
+    """What was seen of a tensor's channels so far."""
+
+    def __init__(self) -> None:
+        self._low: np.ndarray | float = 0.0
+        self._high: np.ndarray | float = 0.0
+        self._squares: np.ndarray | float = 0.0
+        self._negative: np.ndarray | float = 0.0
+        self._count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Counts rows, [positions, channels]."""
+        self._low = np.minimum(self._low, rows.min(axis=0))
+        self._high = np.maximum(self._high, rows.max(axis=0))
+        self._squares = self._squares + np.square(rows, dtype=np.float64).sum(axis=0)
+        self._negative = self._negative + np.count_nonzero(rows < 0, axis=0)
+        self._count += len(rows)
+
+    @property
+    def power(self) -> np.ndarray:
+        """Mean square of each channel."""
+        return np.asarray(self._squares / self._count)
+
+    def rounding(self, slope: float) -> Rounding:
+        """Returns what its rounding depends on; negative values go on times the slope."""
+        negative = np.asarray(self._negative / self._count)
+        return Rounding(
+            low=np.asarray(self._low, dtype=np.float64),
+            high=np.asarray(self._high, dtype=np.float64),
+            share=1 - negative * (1 - slope * slope),
+        )
+
+
+def _rounded_before(model: OnnxModel, name: str, target: Target) -> Iterator[str]:
+    """Yields the inputs of LeakyRelu operators behind which a tensor comes, where the target rounds these once more."""
+    view = model.view
+    rule = target.rules.get(_LEAKY)
+    while (op := view.producer.get(name)) is not None and (op.op == _LEAKY or op.op in _ROUND_NOTHING):
+        name = op.inputs[0]
+        if op.op == _LEAKY and rule is not None and rule.kind is Kind.LIGHT:
+            yield name
+
+
+def _slope(model: OnnxModel, name: str) -> float:
+    """Returns the slope of negative values behind a tensor that a LeakyRelu reads."""
+    slope = next(op.attributes.get("alpha", _LEAKY_SLOPE) for op in model.view.consumers[name] if op.op == _LEAKY)
+    assert isinstance(slope, float), "the checker of ONNX saw to it"
+    return slope
 
 
 def _equalization(model: OnnxModel, links: tuple[LayerLink, ...]) -> dict[str, np.ndarray]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fewbits._base.arrays import Array, bits_of, floats_of, namespace, same_array
+from fewbits._base.arrays import Array, namespace
 from fewbits.algorithms.transforms.base import Transform
 
-# Bits of a float32: its mantissa, and that of the square root of two, where rounding by exponents turns up.
-_MANTISSA = 23
-_ROOT_OF_TWO = 0x3504F3
 # Factors beyond these would take weights to where float32 has fewer bits.
 _LARGEST_EXPONENT = 20
+# What two roundings to float32, there and back, leave of a number at most.
+_ULPS = 2.0**-23
 
 
 @final
@@ -20,11 +19,12 @@ _LARGEST_EXPONENT = 20
 class ChannelScale(Transform):
     """Factors s of the channels between two layers: the first one's output / s, the second one's weight * s.
 
-    Factors are powers of two, so every product of the two stays the same number, and so does every sum: the model
-    computes the same bits, but where a number would leave float32 or lose bits below 2**-126.
+    The model stays the same function: (W1 / s) x is W1 x / s, and operators between that let a positive factor through
+    hand it to W2 s. Each weight is rounded to float32 once more, which moves it by at most 2**-24 of itself; where s is
+    a power of two nothing is rounded, and the model computes the same bits.
 
     Args:
-      factors: [channels] float32, powers of two.
+      factors: [channels] float32, > 0.
     """
 
     factors: Array
@@ -50,42 +50,40 @@ class ChannelScale(Transform):
         parts = xp.reshape(weight, (groups, outputs // groups, inputs, -1))
         return xp.reshape(parts * xp.reshape(self.factors, (groups, 1, inputs, 1)), (outputs, inputs, *taps))
 
-    def is_exact(self, array: Array, *, axis: int) -> bool:
-        """Returns whether no value loses a bit when it is divided along an axis."""
+    def keeps(self, array: Array, *, axis: int) -> bool:
+        """Returns whether each value keeps its 24 bits when it is divided along an axis."""
         along = namespace(array, self.factors).reshape(self.factors, _along(axis, array.ndim))
-        return same_array((array / along) * along, array) and _finite(array / along)
+        return _kept(array, array / along, (array / along) * along)
 
-    def is_exact_in(self, weight: Array, *, axis: int, groups: int = 1) -> bool:
-        """Returns whether no weight loses a bit in ``take``."""
+    def keeps_in(self, weight: Array, *, axis: int, groups: int = 1) -> bool:
+        """Returns whether each weight keeps its 24 bits in ``take``."""
         xp = namespace(weight, self.factors)
         taken = self.take(weight, axis=axis, groups=groups)
         back = ChannelScale(factors=xp.ones_like(self.factors) / self.factors).take(taken, axis=axis, groups=groups)
-        return _finite(taken) and same_array(back, weight)
+        return _kept(weight, taken, back)
 
 
-def _finite(array: Array) -> bool:
-    xp = namespace(array)
-    return bool(xp.all(xp.isfinite(array)))
+def _kept(before: Array, after: Array, back: Array) -> bool:
+    """Returns whether numbers are what they were but for roundings, after a factor and without it again.
+
+    ``back`` has been rounded once or twice more than ``after``, and the reciprocals of factors once.
+    """
+    xp = namespace(before)
+    return bool(xp.all(xp.isfinite(after))) and bool(xp.all(xp.abs(back - before) <= 2 * _ULPS * xp.abs(before)))
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:
     return tuple(-1 if i == axis % rank else 1 for i in range(rank))
 
 
-def powers_of_two(values: Array) -> Array:
-    """Returns the power of two nearest to each value by its logarithm, float32, between 2**-20 and 2**20.
-
-    From the bits of the number, the same in every library. Args: values > 0, float32.
+def inside_float32(factors: Array) -> Array:
+    """Returns the factors with those beyond 2**-20 and 2**20 taken to the ends, where weights keep their 24 bits.
 
     >>> import numpy as np
-    >>> powers_of_two(np.array([1.0, 1.41, 1.42, 3.0, 0.3], np.float32)).tolist()
-    [1.0, 1.0, 2.0, 4.0, 0.25]
+    >>> inside_float32(np.array([3.0, 0.0, 1e9])).tolist()
+    [3.0, 9.5367431640625e-07, 1048576.0]
     """
-    xp = namespace(values)
-    inside = xp.clip(xp.astype(values, xp.float32), 2.0**-_LARGEST_EXPONENT, 2.0**_LARGEST_EXPONENT)
-    bits = bits_of(inside)
-    up = xp.astype(xp.bitwise_and(bits, (1 << _MANTISSA) - 1) >= _ROOT_OF_TWO, xp.int32)
-    return floats_of(xp.bitwise_left_shift(xp.bitwise_right_shift(bits, _MANTISSA) + up, _MANTISSA))
+    return namespace(factors).clip(factors, 2.0**-_LARGEST_EXPONENT, 2.0**_LARGEST_EXPONENT)
 
 
 def grouped(weight: Array, *, axis: int, groups: int = 1) -> Array:

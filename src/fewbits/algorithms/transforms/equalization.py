@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewbits._base.arrays import Array, namespace
-from fewbits.algorithms.transforms._channels import ChannelScale, powers_of_two
+from fewbits.algorithms.transforms._channels import ChannelScale, inside_float32
 from fewbits.algorithms.transforms.base import Transform
 
 # Sweeps over a chain, and the change of a factor below which another one is not worth it.
@@ -22,8 +22,8 @@ def equalizing_factors(layers: Sequence[Array], links: Sequence[tuple[int, tuple
     Args:
       layers: Largest magnitude of the weights between each output and input, [groups, outputs, inputs] of a group.
       links: Index of the layer that gives, and of those that take; a layer takes at most once.
-    Returns: [channels] float32, powers of two, for each link.
-    Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.1, equation 11; rounded to powers of two here.
+    Returns: [channels] float32, between 2**-20 and 2**20, for each link.
+    Source: Nagel et al. 2019 (arXiv 1906.04721), section 4.1, equation 11.
     """
     xp = namespace(*layers)
     sizes = [xp.astype(layer, xp.float64) for layer in layers]
@@ -44,7 +44,7 @@ def equalizing_factors(layers: Sequence[Array], links: Sequence[tuple[int, tuple
             most = max(most, float(xp.max(step)), float(1 / xp.min(step)))
         if most < _SETTLED:
             break
-    return [powers_of_two(xp.astype(found, xp.float32)) for found in factors]
+    return [xp.astype(inside_float32(found), xp.float32) for found in factors]
 
 
 def _channels(sizes: Array) -> int:

@@ -379,13 +379,13 @@ def _keeps_last(node: ir.Node, value: ir.Value) -> bool:
 def folded(
     model: OnnxModel, factors: Mapping[str, np.ndarray], links: tuple[LayerLink, ...], step: TransformStep
 ) -> OnnxModel | None:
-    """Returns the model with factors folded in, equal to the bit; None where that would change nothing.
+    """Returns the model with factors folded in, the same function; None where that would change nothing.
 
-    A link in which a weight would lose a bit (it lies near the ends of float32) is left out.
+    A link in which a weight would lose bits (it lies near the ends of float32) is left out.
 
     Args:
       model: The model.
-      factors: [channels] powers of two, by the giver of the link.
+      factors: [channels] float32, > 0, by the giver of the link.
       links: Of the model.
       step: Recorded as what was done; its places are those that the factors are folded into.
     """
@@ -409,12 +409,12 @@ def _fold(graph: ir.Graph, link: LayerLink, scale: ChannelScale) -> bool:
     for each in link.divided:
         array = _values(graph, each.name)
         own = ChannelScale(factors=scale.factors[each.start : each.start + array.shape[each.axis]])
-        if not own.is_exact(array, axis=each.axis):
+        if not own.keeps(array, axis=each.axis):
             return False
         arrays[each.name] = np.asarray(own.fold(array, None, axis=each.axis)[0])
     for taker in link.takers:
         array = arrays.get(taker.weight, _values(graph, taker.weight))
-        if not scale.is_exact_in(array, axis=taker.axis, groups=taker.groups):
+        if not scale.keeps_in(array, axis=taker.axis, groups=taker.groups):
             return False
         arrays[taker.weight] = np.asarray(scale.take(array, axis=taker.axis, groups=taker.groups))
     for name, array in arrays.items():
