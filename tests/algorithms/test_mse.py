@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.algorithms.ranges import RANGE_RULES
+from fewbits._base.errors import UsageError
+from fewbits.algorithms.ranges import RANGE_RULES, parse_range_rule
 from fewbits.algorithms.ranges.mse import _FRACTIONS, _WEIGHT_FRACTIONS
 from fewbits.calibration.histogram import histogram_of
 from fewbits.numerics.format import Int
@@ -197,3 +198,48 @@ def test_the_choice_does_not_depend_on_the_units(scale):
         assert np.allclose(other / np.float32(scale), one, rtol=2.0**-22, atol=0)  # two roundings of float32 each
         assert np.all(one < 0.99), "the case has nothing to clip"
     assert np.all(other <= np.float32(scale))
+
+
+def behind(values: np.ndarray, slope: float) -> np.ndarray:
+    return np.where(values < 0, values * slope, values)
+
+
+@pytest.mark.parametrize("kind", ["normal", "outlier", "laplace", "uniform", "relu", "negative"])
+def test_with_a_slope_the_error_is_that_of_what_a_leaky_relu_makes_of_it(kind):
+    """Against brute force on the raw values, both ends at once; the rule goes from end to end and may stop before."""
+    values, fmt, slope = sample(kind), Int(bits=8, signed=False), 0.1
+    histogram = histogram_of(values)
+
+    def error(low: float, high: float) -> float:
+        scale, zero = choose_affine(np.asarray(low), np.asarray(high), fmt)
+        scheme = Scheme(format=fmt, granularity=PerTensor(), symmetric=False)
+        params = QParams(scheme=scheme, scale=np.asarray(scale), zero_point=np.asarray(zero))
+        back = quantize(values, params).dequantize().astype(np.float64)
+        return float(np.sqrt(np.mean((behind(back, slope) - behind(values.astype(np.float64), slope)) ** 2)))
+
+    chosen = RULE.from_histogram(histogram, fmt, symmetric=False, parameter=slope)
+    plain = RULE.from_histogram(histogram, fmt, symmetric=False, parameter=None)
+    tried = _FRACTIONS[::4]
+    best = min(error(a * histogram.low, b * histogram.high) for a in tried for b in tried)
+    # A bin's middle stands for its values (``slack``); the slope takes half a bin to less than half a bin.
+    assert error(*chosen) <= error(*plain) + slack(values)
+    assert error(*chosen) <= 1.02 * best + slack(values)
+
+
+def test_far_negative_values_are_cut_where_a_slope_makes_little_of_them():
+    values = np.append(sample("normal"), [-12.0, 4.0]).astype(np.float32)
+    histogram = histogram_of(values)
+    low, high = RULE.from_histogram(histogram, Int(bits=8, signed=False), symmetric=False, parameter=0.1)
+    plain_low, _ = RULE.from_histogram(histogram, Int(bits=8, signed=False), symmetric=False, parameter=None)
+    assert plain_low < low < 0 < high
+
+
+@pytest.mark.parametrize("text", ["mse:0", "mse:-0.1", "mse:1.5", "mse:x", "minmax:0.1"])
+def test_what_is_no_slope_is_refused(text):
+    with pytest.raises(UsageError, match="does not take the parameter"):
+        parse_range_rule(text)
+
+
+def test_weights_have_no_slope():
+    with pytest.raises(UsageError, match="activations alone"):
+        RULE.from_groups(np.ones((1, 4), np.float32), Int(bits=8, signed=True), parameter=0.1)

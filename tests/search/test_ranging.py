@@ -140,3 +140,46 @@ def test_without_enough_examples_to_hold_out_nothing_is_chosen(examples, tmp_pat
     case = Case(network(deaf=True), examples, tmp_path)
     case.calibration = case.calibration[:count]
     assert case.chosen() == case.plan
+
+
+def leaky_network(slope: float) -> bytes:
+    """Two Convs with a LeakyRelu between, whose input reaches far down."""
+    rng = np.random.default_rng(2)
+    weights = [rng.standard_normal((CHANNELS, CHANNELS, 3, 3)).astype(np.float32) for _ in range(2)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "conv0", pads=[1] * 4),
+        helper.make_node("LeakyRelu", ["c0"], ["h"], "leaky", alpha=slope),
+        helper.make_node("Conv", ["h", "w1"], ["y"], "conv1", pads=[1] * 4),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", CHANNELS, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CHANNELS, SIDE, SIDE])],
+        [
+            numpy_helper.from_array(weights[0], "w0"),
+            numpy_helper.from_array(np.full(CHANNELS, -20, np.float32), "b0"),
+            numpy_helper.from_array(weights[1], "w1"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def test_a_site_that_a_leaky_relu_reads_is_ranged_by_what_comes_behind(examples, tmp_path):
+    case = Case(leaky_network(0.1), examples, tmp_path)
+    assert rules_of(case.plan) == {"x": "mse", "c0": "mse:0.1", "h": "mse", "y": "mse"}
+    assert rules_of(draft_plan(case.model, case.target, activation_range="minmax"))["c0"] == "minmax"
+    readers = ranging._readers(case.model, case.target, case.plan)
+    assert {reader.tensor: reader.slope for reader in readers} == {"x": 1.0, "h": 1.0}
+    # What replans keeps it, and a site that was not there before gets what most have.
+    assert rules_of(draft_plan(case.model, case.target, activation_range="minmax").ranged_as(case.plan)) == rules_of(
+        case.plan
+    )
+    fewer = replace(case.plan, decisions=tuple(d for d in case.plan.decisions if d.site != "x"))
+    assert rules_of(case.plan.ranged_as(fewer))["x"] == "mse"
+
+
+def test_what_a_leaky_relu_makes_of_an_error_is_what_counts():
+    reader = ranging._Reader(tensor="c", root="c", layer=None, weight=None, slope=0.25)
+    values = np.array([-4.0, 2.0])[:, None, None]
+    assert reader.output(values).ravel().tolist() == [-1.0, 2.0]

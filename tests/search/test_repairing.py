@@ -81,6 +81,18 @@ def test_what_is_not_faster_by_more_than_noise_goes(
     assert assemble(run).executed.repairs == ()
 
 
+@pytest.mark.parametrize(("ratio", "kept"), [(1.0, True), (0.995, True), (0.98, False)])
+def test_operators_without_weights_are_float_where_that_is_no_slower_in_the_median(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, kept: bool
+) -> None:
+    n = graphs.Net()
+    h = n.conv(n.input(("N", 8, 8, 8)), 8, 8)
+    n.output(n.conv(n.op("Add", n.conv(h, 8, 8), h), 8, 4))
+    run = finished(n.save(tmp_path), monkeypatch, {"light_float": ratio})
+    assert (repairing.LIGHT_FLOAT in run.repairs.kept) == kept
+    assert run.repairs.kept.count(repairing.LIGHT_FLOAT) <= 1
+
+
 def test_a_plan_with_repairs_is_replayed_to_the_byte_without_a_clock(
     hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
@@ -115,6 +116,24 @@ class Plan:
     def by_site(self) -> dict[str, Decision]:
         """Returns the decisions by site name."""
         return {d.site: d for d in self.decisions}
+
+    def ranged_as(self, other: Plan) -> Plan:
+        """Returns the plan with the range rules of another one of the same model, or of one that is equal to it.
+
+        Sites that the other one has not get the rule that most of its sites of that role have.
+        """
+        rules = {d.site: d.range_rule for d in other.quantized}
+        usual = {
+            role: Counter(d.range_rule for d in other.quantized if d.role is role).most_common(1)[0][0]
+            for role in {d.role for d in other.quantized}
+        }
+        decisions = tuple(
+            d
+            if d.is_float or d.role not in (Role.ACTIVATION, Role.WEIGHT)
+            else replace(d, range_rule=rules.get(d.site, usual.get(d.role, d.range_rule)))
+            for d in self.decisions
+        )
+        return replace(self, decisions=decisions)
 
     def with_range_rule(self, role: Role, rule: str) -> Plan:
         """Returns the plan with another range rule at every quantized site of a role."""

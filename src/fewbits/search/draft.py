@@ -12,10 +12,13 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
-from fewbits.planning.site import Role, Site
+from fewbits.planning.site import GraphView, OpView, Role, Site
 from fewbits.targets import FIRST_FORMS, Forms, PlacedSite, Placement, forms_without_ranges, place_forms, place_stored
 from fewbits.targets.base import Target
 
+# The range rule that knows of slopes, and the slope of a LeakyRelu whose file names none (ONNX).
+_MSE = "mse"
+_LEAKY_SLOPE = 0.01
 # A shorthand that says how many elements share a scale.
 _SIZED = re.compile(r"-g\d+")
 
@@ -25,7 +28,7 @@ def draft_plan(
     target: Target,
     *,
     forms: Forms = FIRST_FORMS,
-    activation_range: str = "mse",
+    activation_range: str = _MSE,
     weight_range: str | None = None,
     base: Plan | None = None,
 ) -> Plan:
@@ -35,12 +38,12 @@ def draft_plan(
       model: The model.
       target: The rules.
       forms: Which nodes stay float, or quantize their inputs as they come.
-      activation_range: Range rule of activations.
+      activation_range: Range rule of activations; "mse" looks behind a LeakyRelu that alone reads a site.
       weight_range: Range rule of weights; by default all of the range for 8 bits, and the least error for fewer.
       base: Where seed, hashes, versions and the size of the calibration part are taken from.
     """
     if weight_range is None:
-        weight_range = "minmax" if target.variant.weight.bits >= 8 else "mse"
+        weight_range = "minmax" if target.variant.weight.bits >= 8 else _MSE
     placed = place_forms(model.view, target, forms)
     chosen = {p.site.name: p for p in placed.sites}
     decisions = []
@@ -52,6 +55,8 @@ def draft_plan(
         rule = {Role.ACTIVATION: activation_range, Role.WEIGHT: weight_range, Role.CONSTANT: "minmax"}.get(site.role)
         if kept is not None and kept.stored:
             rule = "minmax"
+        if rule == _MSE and (slope := slope_behind(site.name, model.view)) is not None:
+            rule = f"{_MSE}:{slope:g}"
         rounder = None if site.role is Role.ACTIVATION else "nearest"
         decisions.append(
             Decision(
@@ -75,6 +80,18 @@ def draft_plan(
         links=placed.links,
         transforms=model.steps,
     )
+
+
+def slope_behind(site: str, view: GraphView) -> float | None:
+    """Returns the slope of negative values in the LeakyRelu that alone reads a site; None elsewhere."""
+    readers = view.consumers.get(site, ())
+    return slope_of(readers[0]) if len(readers) == 1 else None
+
+
+def slope_of(op: OpView) -> float | None:
+    """Returns the slope of negative values in a LeakyRelu, from 0 to 1; None for anything else."""
+    slope = op.attributes.get("alpha", _LEAKY_SLOPE)
+    return slope if op.op == "LeakyRelu" and isinstance(slope, float) and 0 < slope < 1 else None
 
 
 def draft_dynamic(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:

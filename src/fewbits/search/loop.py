@@ -399,25 +399,17 @@ class BudgetLoop:
 
     def _without(self, plan: Plan, nodes: tuple[str, ...]) -> Plan:
         """Returns the plan with these nodes float, the range rules kept."""
-        roles = {d.role: d.range_rule for d in plan.quantized}
-        rules = {d.site: d.range_rule for d in plan.quantized}
         fresh = draft_plan(
             self._task.model,
             self._task.target,
             forms=self._task.forms.without(nodes),
             base=plan,
         )
-        fresh = same_lessons(fresh, plan)
-        decisions = tuple(
-            d
-            if d.is_float or d.role.value not in ("activation", "weight")
-            else replace(d, range_rule=rules.get(d.site, roles[d.role]))
-            for d in fresh.decisions
-        )
+        fresh = same_lessons(fresh, plan).ranged_as(plan)
         before = {d.site for d in plan.quantized}
         told = tuple(
             replace(d, reason=_GIVEN_BACK) if d.is_float and d.site in before and d.node in nodes else d
-            for d in decisions
+            for d in fresh.decisions
         )
         return replace(fresh, decisions=told)
 

@@ -7,7 +7,7 @@ For a layer with weight W [outputs, K] and inputs x (unfolded where it is a conv
 whatever else is quantized. One run of the float model gives x for all rules. Ranges are those that each rule finds on
 three calibration examples in four; x is of the fourth, so that no rule gains by having seen what it is judged on. A
 site's error is the sum over all that read it in integers, each as a part of the power of its own output; a reader
-without a weight (Add, Mul, pooling) passes the error on as it is.
+without a weight (Add, Mul, pooling) passes the error on as it is, a LeakyRelu that of negative values times its slope.
 
 What a plan records are the rules. Whether they bring the whole model closer is not for this file to say.
 """
@@ -30,6 +30,7 @@ from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
+from fewbits.search.draft import slope_of
 from fewbits.search.layerwise import (
     IntegerLayer,
     as_rows,
@@ -55,12 +56,22 @@ _ELEMENTS = 1 << 16
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
-    """Something that reads a site in integers: a layer with its weight [groups, outputs, K], or None for the rest."""
+    """Something that reads a site in integers: a layer with its weight [groups, outputs, K], or None for the rest.
+
+    ``slope`` is that of negative values in a reader without a weight.
+    """
 
     tensor: str
     root: str
     layer: IntegerLayer | None
     weight: np.ndarray | None
+    slope: float = 1.0
+
+    def output(self, values: np.ndarray) -> np.ndarray:
+        """Returns what the reader makes of values [rows, groups, K]: W x, or a LeakyRelu of them, or themselves."""
+        if self.weight is not None:
+            return np.asarray(values.transpose(1, 0, 2) @ self.weight.transpose(0, 2, 1))
+        return values if self.slope == 1.0 else np.where(values < 0, values * self.slope, values)
 
 
 def by_output_error(
@@ -139,7 +150,8 @@ def _readers(model: OnnxModel, target: Target, plan: Plan) -> list[_Reader]:
             continue  # what gives float reads codes too, but is judged by nothing that follows
         for name in dict.fromkeys(op.inputs):
             if name in sites and roots.get(name, name) in fed:
-                readers.append(_Reader(tensor=name, root=roots.get(name, name), layer=None, weight=None))
+                slope = slope_of(op) or 1.0
+                readers.append(_Reader(tensor=name, root=roots.get(name, name), layer=None, weight=None, slope=slope))
     return readers
 
 
@@ -166,10 +178,11 @@ def _errors(
         kept = real_rows(model, tensors, len(batch.index))
         for place, reader in enumerate(readers):
             inputs = _seen(kept[reader.tensor], reader, examples=len(held), seed=(seed, number, place))
-            power[place] += _through(inputs, reader.weight)
+            exact = reader.output(inputs)
+            power[place] += float(np.square(exact).sum())
             for rule, params in found.items():
-                off = _rounded(inputs, params[reader.tensor]) - inputs
-                wrong[place][rule] += _through(off, reader.weight)
+                off = reader.output(_rounded(inputs, params[reader.tensor])) - exact
+                wrong[place][rule] += float(np.square(off).sum())
         progress("ranges by output error", number, number + 1)
     return [
         {rule: total / power[place] if power[place] > 0 else 0.0 for rule, total in each.items()}
@@ -195,10 +208,3 @@ def _rounded(values: np.ndarray, params: QParams) -> np.ndarray:
     assert isinstance(fmt, Int)
     scale, zero = float(as_array(params.scale)), float(params.zero_point)
     return np.asarray((np.clip(np.rint(values / scale) + zero, fmt.min_value, fmt.max_value) - zero) * scale)
-
-
-def _through(values: np.ndarray, weight: np.ndarray | None) -> float:
-    """Returns the sum of squares of W x: values [rows, groups, K], weight [groups, outputs, K]; None passes them on."""
-    if weight is None:
-        return float(np.square(values).sum())
-    return float(np.square(values.transpose(1, 0, 2) @ weight.transpose(0, 2, 1)).sum())

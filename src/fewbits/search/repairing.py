@@ -43,8 +43,8 @@ _PATTERNS_TRIED = 8
 _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
 _WORTH = 1.02
-# Operators without weights are in integers for speed alone, and round once more: where float is shown to cost no more
-# than this, they are float.
+# Operators without weights are in integers for speed alone, and round once more: where float costs no more than this in
+# the median, they are float. The median, because the interval of a noisy machine reaches below at every second look.
 _NOT_SLOWER = 0.99
 
 
@@ -152,8 +152,11 @@ class _Loop:
         data = build(model, plan, prepared.target, statistics).data
         return _State(model=model, forms=forms, data=data)
 
-    def better(self, name: str, what: str, best: _State, other: _State, *, worth: float = _WORTH) -> bool:
-        """Returns whether another file is faster than the best by what it is worth, and notes what was measured."""
+    def better(self, name: str, what: str, best: _State, other: _State, *, preferred: bool = False) -> bool:
+        """Returns whether another file is faster than the best by what it is worth, and notes what was measured.
+
+        One that is ``preferred`` need not be faster, only no slower in the median.
+        """
         if other.data == best.data:
             return False
         found = quick_speedup(
@@ -163,7 +166,7 @@ class _Loop:
             seconds=_SECONDS,
             seed=self._prepared.request.seed,
         )
-        kept = found.low > worth
+        kept = found.low > _WORTH or (preferred and found.ratio >= _NOT_SLOWER)
         self._trials.append(RepairTrial(name=name, what=what, speedup=found, kept=kept))
         return kept
 
@@ -174,9 +177,10 @@ class _Loop:
         best = self._lightened(self._both_ways(first))
         best, costs = self._by_cost(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
+        formed = dict.fromkeys(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT, BY_COST))
         return best, Repairs(
             before=islands,
-            kept=(*kept, *(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT, BY_COST))),
+            kept=(*kept, *formed),
             trials=tuple(self._trials),
             integer_nodes=integer,
             float_nodes=floats,
@@ -194,7 +198,8 @@ class _Loop:
         if light is start:
             return best
         other = self._with_repairs(light)
-        wins = self.better(LIGHT_FLOAT, "the repairs with operators without weights left float", best, other)
+        what = "the repairs with operators without weights left float"
+        wins = self.better(LIGHT_FLOAT, what, best, other, preferred=True)
         lost = slice(0, mark) if wins else slice(mark, len(self._trials))
         self._trials[lost] = [replace(t, kept=t.kept and t.name == DYNAMIC) for t in self._trials[lost]]
         return other if wins else best
@@ -352,7 +357,7 @@ class _Loop:
             return best
         other = self.built(best.model, replace(best.forms, keep_float=light))
         what = "operators without weights left float"
-        return other if self.better(LIGHT_FLOAT, what, best, other, worth=_NOT_SLOWER) else best
+        return other if self.better(LIGHT_FLOAT, what, best, other, preferred=True) else best
 
     def _dynamic(self, best: _State) -> _State:
         able = may_be_dynamic(best.model.view, self._prepared.target)

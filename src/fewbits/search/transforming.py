@@ -22,11 +22,10 @@ from fewbits.models.onnx.equalizing import LayerLink, folded, links_of, smoothed
 from fewbits.models.onnx.feeding import model_batches, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Plan, TransformStep
-from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
-from fewbits.search.draft import draft_plan
+from fewbits.search.draft import draft_plan, slope_of
 from fewbits.search.layerwise import learning_part
 from fewbits.targets import Forms
 from fewbits.targets.base import Kind, Target
@@ -40,10 +39,7 @@ TRANSFORMED = {
 }
 # A division behind an input of the graph takes time at each run: by what the error must fall for it.
 _WORTH_A_NODE = 0.5
-# An operator that rounds anew where a target runs it in integers; its slope where the file names none (ONNX); and those
-# that hand codes on.
-_LEAKY = "LeakyRelu"
-_LEAKY_SLOPE = 0.01
+# Operators that hand codes on.
 _ROUND_NOTHING = ("MaxPool", "Identity")
 
 
@@ -122,15 +118,7 @@ def variants(model: OnnxModel, plan: Plan, evidence: Evidence, *, forms: Forms, 
 
 def redrafted(plan: Plan, model: OnnxModel, target: Target, forms: Forms) -> Plan:
     """Returns the plan for an equal model, by the same range rules."""
-    rules = {decision.role: decision.range_rule for decision in plan.quantized}
-    fresh = draft_plan(model, target, forms=forms, base=plan)
-    decisions = tuple(
-        decision
-        if decision.is_float or decision.role not in (Role.ACTIVATION, Role.WEIGHT)
-        else replace(decision, range_rule=rules.get(decision.role, decision.range_rule))
-        for decision in fresh.decisions
-    )
-    return replace(fresh, decisions=decisions)
+    return draft_plan(model, target, forms=forms, base=plan).ranged_as(plan)
 
 
 def before_transforms(plan: Plan) -> Plan:
@@ -190,21 +178,21 @@ def channels_of(model: OnnxModel, links: tuple[LayerLink, ...], evidence: Eviden
     """
     seen = learning_part(evidence.indices)
     axes = {taker.source: taker.source_axis for link in links for taker in link.takers}
-    slopes = dict.fromkeys(axes, 1.0)
-    rounded = {name: (name, *_rounded_before(model, name, evidence.target)) for name in axes}
-    for name, (_, *earlier) in rounded.items():
+    before = {name: _rounded_before(model, name, evidence.target) for name in axes}
+    slopes: dict[str, float] = {}
+    for name, earlier in before.items():
         axes |= dict.fromkeys(earlier, axes[name])
-        slopes |= {tensor: _slope(model, tensor) for tensor in earlier}
+        slopes |= earlier
     tallies = {name: _Tally() for name in axes}
     session = RUNTIMES["ort"].open(model.serialized(extra_outputs=tuple(axes)), run_options(model, Options()))
     for feeds, _ in model_batches(model, evidence.dataset, seen, size=shard_size(model)):
         outputs = {**feeds, **session.run(feeds)}
         for name, axis in axes.items():
             tallies[name].add(np.moveaxis(outputs[name], axis, -1).reshape(-1, outputs[name].shape[axis]))
-    roundings = {name: tally.rounding(slopes[name]) for name, tally in tallies.items()}
+    roundings = {name: tally.rounding(slopes.get(name, 1.0)) for name, tally in tallies.items()}
     return {
-        name: Channels(power=tallies[name].power, roundings=tuple(roundings[tensor] for tensor in tensors))
-        for name, tensors in rounded.items()
+        name: Channels(power=tallies[name].power, roundings=tuple(roundings[tensor] for tensor in (name, *earlier)))
+        for name, earlier in before.items()
     }
 
 
@@ -241,21 +229,21 @@ class _Tally:
         )
 
 
-def _rounded_before(model: OnnxModel, name: str, target: Target) -> Iterator[str]:
-    """Yields the inputs of LeakyRelu operators behind which a tensor comes, where the target rounds these once more."""
-    view = model.view
-    rule = target.rules.get(_LEAKY)
-    while (op := view.producer.get(name)) is not None and (op.op == _LEAKY or op.op in _ROUND_NOTHING):
+def _rounded_before(model: OnnxModel, name: str, target: Target) -> dict[str, float]:
+    """Returns the inputs of LeakyRelu operators that a tensor comes through, where the target rounds these once more.
+
+    With the slope of negative values that each has in front of it.
+    """
+    view, found = model.view, {}
+    while (op := view.producer.get(name)) is not None:
+        slope = slope_of(op)
+        if slope is None and op.op not in _ROUND_NOTHING:
+            break
         name = op.inputs[0]
-        if op.op == _LEAKY and rule is not None and rule.kind is Kind.LIGHT:
-            yield name
-
-
-def _slope(model: OnnxModel, name: str) -> float:
-    """Returns the slope of negative values behind a tensor that a LeakyRelu reads."""
-    slope = next(op.attributes.get("alpha", _LEAKY_SLOPE) for op in model.view.consumers[name] if op.op == _LEAKY)
-    assert isinstance(slope, float), "the checker of ONNX saw to it"
-    return slope
+        rule = target.rules.get(op.op)
+        if slope is not None and rule is not None and rule.kind is Kind.LIGHT:
+            found[name] = slope
+    return found
 
 
 def _equalization(model: OnnxModel, links: tuple[LayerLink, ...]) -> dict[str, np.ndarray]:
