@@ -107,7 +107,7 @@ def test_the_last_layers_are_not_computed():
         opened.append(onnx.load_from_string(data))
         return RUNTIMES["ort"].open(data, Options())
 
-    runs = PrefixRuns(lambda: [({"x": BATCHES[0]}, 3)], open_part)
+    runs = PrefixRuns(lambda: [({"x": BATCHES[0]}, 3)], open_part, limit=1 << 28)
     list(runs.look(network(dict.fromkeys(LAYERS, 1.0)), {"left": 0}, ["left", "right", "last"]))
     assert {node.name for node in opened[0].graph.node} >= {"first", "if"}
     assert {each.name for each in opened[0].graph.initializer} == {"step", "zero", "yes", "w_first"}
@@ -131,7 +131,11 @@ def test_sequences_are_not_kept():
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], inits)
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-    runs = PrefixRuns(lambda: [({"x": x}, len(x)) for x in BATCHES], lambda part: RUNTIMES["ort"].open(part, Options()))
+    runs = PrefixRuns(
+        lambda: [({"x": x}, len(x)) for x in BATCHES],
+        lambda part: RUNTIMES["ort"].open(part, Options()),
+        limit=1 << 28,
+    )
     for name, changing in (("left", ["left", "last"]), ("last", ["last"])):
         found = list(runs.look(data, {name: 0}, changing))
         for x, (seen, _) in zip(BATCHES, found, strict=True):

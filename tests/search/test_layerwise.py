@@ -11,12 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import fewbits
 from fewbits.algorithms.transforms.bias_correction import ALGORITHM
+from fewbits.models.onnx.prefixes import PrefixRuns
 from fewbits.planning.plan import plan_from_json
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
-from fewbits.search import transforming
+from fewbits.search import layerwise, transforming
 from fewbits.search.layerwise import STEP, with_rounding
+from fewbits.search.memory import memory_needed
 
 
 def network(seed: int = 0) -> bytes:
@@ -56,6 +58,26 @@ def done(tmp_path_factory, examples):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transforming, "TRANSFORMED", {})  # factors between the layers would leave nothing to correct
         return path, fewbits.quantize(path, data={"x": examples}, scheme="w8a8", allow_slower=True)
+
+
+def test_less_memory_keeps_fewer_tensors_between_looks_and_gives_the_same_bytes(done, examples, monkeypatch):
+    path, result = done
+    limits = []
+
+    class Told(PrefixRuns):
+        def __init__(self, *arguments, limit, **more):
+            limits.append(limit)
+            super().__init__(*arguments, limit=limit, **more)
+
+    monkeypatch.setattr(layerwise, "PrefixRuns", Told)
+    needed = memory_needed(result.run.prepared.model, result.plan.quantized)
+    for room in (0, 3000, None):
+        limits.clear()
+        again = fewbits.quantize(
+            path, data={"x": examples}, plan=result.plan, max_memory=None if room is None else needed + room
+        )
+        assert again.model_bytes == result.model_bytes
+        assert set(limits) == {layerwise._KEPT_BYTES if room is None else room // 2}
 
 
 def exposing(data: bytes, names: list[str]) -> bytes:

@@ -35,6 +35,7 @@ from fewbits.planning.site import OpView, Role, Site
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options, Session
 from fewbits.search.building import written
+from fewbits.search.memory import room_beside
 from fewbits.targets.base import Target
 
 STEP = "bias_correction"
@@ -46,6 +47,8 @@ ROUNDERS_FED = (ROUNDER, NARROW_ROUNDER)
 _MAX_EXAMPLES = 128
 # The share of the calibration examples that moments are taken of; the others tell whether it helped.
 _LEARNING = 0.75
+# Bytes of tensors of one model that are kept between looks, at most.
+_KEPT_BYTES = 256 * 2**20
 # Looks at the quantized model: in a deeper one several layers are done at each.
 _MAX_LOOKS = 32
 # Positions at which a convolution's inputs are unfolded for the second moment: so many, or four for each input.
@@ -143,6 +146,7 @@ class Layerwise:
       statistics: Of its activation sites.
       dataset: Examples; None where there are none.
       calibration: Those of the calibration part, ascending.
+      max_memory: Bytes that the run may take; what is left of them is for tensors that are kept between looks.
       seed: Of the sample of positions.
       progress: Told of each look at the quantized model.
     """
@@ -155,10 +159,12 @@ class Layerwise:
         dataset: Dataset | None,
         calibration: np.ndarray,
         *,
+        max_memory: int | None = None,
         seed: int = 0,
         progress: Progress = silent,
     ) -> None:
         self._model = model
+        self._max_memory = max_memory
         self._target = target
         self._statistics = statistics
         self._dataset = dataset
@@ -192,7 +198,9 @@ class Layerwise:
         values = dict(_by_name(stream(self._model, plan, self._target, self._statistics)))
         excess: dict[str, BiasCorrection] = {}
         weights: dict[str, QTensor] = {}
-        runs = PrefixRuns(self._batches, self._open), PrefixRuns(self._batches, self._open)
+        room = room_beside(self._model, plan.quantized, self._max_memory)
+        limit = _KEPT_BYTES if room is None else min(_KEPT_BYTES, room // 2)
+        runs = tuple(PrefixRuns(self._batches, self._open, limit=limit) for _ in ("quantized", "float"))
         looks = np.array_split(np.arange(len(layers)), min(len(layers), _MAX_LOOKS))
         for number, group in enumerate(looks):
             self._progress("layer by layer", number, len(looks))
@@ -244,7 +252,7 @@ class Layerwise:
 
     def _moments(
         self,
-        runs: tuple[PrefixRuns, PrefixRuns],
+        runs: tuple[PrefixRuns, ...],
         data: bytes,
         layers: list[IntegerLayer],
         values: dict[str, tuple[Site, QTensor | QParams]],

@@ -41,6 +41,11 @@ def _bytes_of(decision: Decision, elements: int) -> int:
     return 2 * elements  # codes, a second time where they are turned
 
 
+def room_beside(model: OnnxModel, quantized: Sequence[Decision], allowed: int | None) -> int | None:
+    """Returns the bytes that are left for what only saves time; None where nothing says how many may be taken."""
+    return None if allowed is None else max(0, allowed - memory_needed(model, quantized))
+
+
 def refuse_too_little(model: OnnxModel, quantized: Sequence[Decision], allowed: int | None, *, beside: int = 0) -> None:
     """Raises ResourceError(slug="memory-too-small") where a run would take more than it may; ``beside`` is added."""
     needed = memory_needed(model, quantized) + beside

@@ -135,6 +135,7 @@ class Teacher:
                 prepared.target,
                 self.statistics,
                 *self._examples(),
+                max_memory=self.prepared.request.max_memory,
                 seed=self.prepared.request.seed,
                 progress=self.prepared.request.progress,
             )

@@ -16,9 +16,6 @@ from fewbits.runtimes.base import Session
 if TYPE_CHECKING:
     import onnx
 
-# Bytes of kept tensors beyond which a look keeps no more; the next one starts where the one before did.
-_KEPT_BYTES = 256 * 2**20
-
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -30,7 +27,7 @@ class PrefixRuns:
       batches: Returns the feeds of the model's inputs and how many of their rows count, batch by batch, the same each
         time.
       open: Opens the bytes of a model file.
-      limit: Bytes of tensors that are kept.
+      limit: Bytes of tensors beyond which a look keeps no more; the next one starts where the one before did.
     """
 
     def __init__(
@@ -38,7 +35,7 @@ class PrefixRuns:
         batches: Callable[[], Iterable[tuple[Feeds, int]]],
         open: Callable[[bytes], Session],
         *,
-        limit: int = _KEPT_BYTES,
+        limit: int,
     ) -> None:
         self._batches = batches
         self._open = open
