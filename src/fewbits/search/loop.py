@@ -73,6 +73,9 @@ FAR_KL = 0.3
 _SUSPECT_KL = 0.002
 # Distance to float below which nothing is mended: of some hundred examples, not one answer is likely to change.
 _CLOSE_KL = 0.001
+# And below which no factors of channels are tried: they cost a pass over the examples, and come of sizes alone, not
+# of answers. KWT-1 with ranges of each run was at half of the line above, and a sixth of it was left with them.
+_EQUAL_KL = 1e-5
 # By how much the distance must fall for a node to go back to float without need.
 _WORTH_A_NODE = 4.0
 # Nodes of the order that are timed before they go back to float.
@@ -92,6 +95,12 @@ def close_enough(outcome: Outcome) -> bool:
     """Returns whether outputs are so close to float that what is left is below the noise of some hundred examples."""
     kl = outcome.quality.kl
     return kl is not None and kl < _CLOSE_KL
+
+
+def as_good_as_equal(outcome: Outcome) -> bool:
+    """Returns whether outputs are so close to float that factors between channels are not worth a look."""
+    kl = outcome.quality.kl
+    return kl is not None and kl < _EQUAL_KL
 
 
 @final
@@ -286,7 +295,7 @@ class BudgetLoop:
     def _transformed(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
         """Returns the candidate of the equal model that is quantized best; the search goes on with that model."""
         best = self._task
-        if close_enough(outcome):
+        if as_good_as_equal(outcome):
             return candidate, outcome
         for variant in self._task.variants(candidate.plan, best.forms):
             if self._late():
@@ -300,7 +309,7 @@ class BudgetLoop:
             self._note(variant.what, closer, other, kept=wins and not slower, reason=reason)
             if wins and not slower:
                 candidate, outcome, best = other, closer, self._task
-            if close_enough(outcome):
+            if as_good_as_equal(outcome):
                 break
         self._task = best
         best.use(best.model, best.statistics)

@@ -21,7 +21,7 @@ from fewbits.runtimes.base import Options
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import build
 from fewbits.search.layerwise import LESSONS, Layerwise, closeness_part
-from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, close_enough
+from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, as_good_as_equal, close_enough
 from fewbits.search.preparing import Prepared
 from fewbits.search.ranging import by_output_error
 from fewbits.search.repairing import Repaired
@@ -89,35 +89,37 @@ class Teacher:
     def transformed(self, repaired: Repaired) -> Plan:
         """Returns the plan of the equal model that is quantized best, by calibration examples; the run goes on with it.
 
-        Those decide that no layer learns from; where these see nothing to mend, all, since what a few examples suffer
+        Those decide that no layer learns from; where these see little to mend, all, since what a few examples suffer
         may not be among them. Where outputs are far from float before layers learn, models are compared with what
         layers learn.
         """
         parts = self.prepared.parts
         if parts is None or not len(parts.calibration):
             return repaired.plan
-        for examples in (closeness_part(parts.calibration), parts.calibration[:_COMPARED]):
-            with self._reference(examples) as reference:
-                least = self._distance(repaired.plan, reference)
-                if not close_enough(least):
-                    return self._best_variant(repaired, reference, least)
-        return repaired.plan
+        with self._reference(closeness_part(parts.calibration)) as reference:
+            least = self._distance(repaired.plan, reference)
+            if not close_enough(least):
+                return self._best_variant(repaired, reference, least)
+        with self._reference(parts.calibration[:_COMPARED]) as reference:
+            return self._best_variant(repaired, reference, self._distance(repaired.plan, reference))
 
     def _best_variant(self, repaired: Repaired, reference: Reference, least: Outcome) -> Plan:
         """Returns the plan of the equal model whose outputs are clearly closest to float; ``least`` is of this one."""
         best = start = self.prepared.model, self.statistics
         plan = repaired.plan
+        if as_good_as_equal(least):
+            return plan
         far = (least.quality.kl or 0.0) > FAR_KL
         if far:
             least = self._distance(self._lessons(plan), reference)
         for variant in self.variants(repaired.plan, repaired.forms):
-            if close_enough(least):
-                break
             self.use(variant.model, variant.statistics)
             found = self._distance(self._lessons(variant.plan) if far else variant.plan, reference)
             if found.quality.gauge < CLOSER * least.quality.gauge:
                 best, plan, least = (variant.model, variant.statistics), variant.plan, found
             self.use(*start)
+            if as_good_as_equal(least):
+                break
         self.use(*best)
         return plan
 

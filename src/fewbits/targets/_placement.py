@@ -45,7 +45,7 @@ _PASSED_BY = {
     ),
 }
 # Nodes are kept float by whoever asks for a placement; what the budget needs in float gets words of its own.
-_FASTER_SO = "left float: the file runs faster so"
+_FASTER_SO = "left float: the file runs no slower so"
 _FUSED = Reason(
     slug="fused",
     text="float without a kernel of its own: part of the integer operator before it, or of the Q behind it",
