@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import fewbits
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import TransformStep, plan_from_json
-from fewbits.search import job, transforming
+from fewbits.search import job, teaching, transforming
+from fewbits.search.draft import draft_dynamic
 from fewbits.search.preparing import Request
 from fewbits.search.repairing import unrepaired
 from fewbits.search.transforming import EQUALIZATION, SMOOTHING, TRANSFORMED, after_transforms, before_transforms
+from fewbits.targets import forms_without_ranges
 
 
 def skewed(graphs: Any, folder: Path, *, spread: int = 10) -> Path:
@@ -117,6 +120,27 @@ def test_a_loud_input_is_divided_and_the_plan_replays_to_the_byte(graphs: Any, t
     assert again.plan.decisions == plan.decisions
 
 
+def test_a_channel_that_hides_the_others_is_divided_though_outputs_are_close(
+    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ranges of each run one example in four hundred suffers, and those that calibrate do not show it."""
+    data = examples((400, 4, 16), loud=1000)
+    monkeypatch.setattr(teaching, "close_enough", lambda outcome: True)
+
+    def unranged(prepared: Any, *more: Any) -> Any:
+        forms = forms_without_ranges(prepared.model.view, prepared.target)
+        plan = draft_dynamic(prepared.model, prepared.target, base=prepared.base)
+        return replace(unrepaired(prepared, more[0]), forms=forms, plan=plan)
+
+    monkeypatch.setattr(job, "repair", unranged)
+    asked = quantized(loud_input(graphs, tmp_path), data, scheme="w8a8-dynamic")
+    assert names(asked) == [SMOOTHING]
+    again = quantized(tmp_path / "net.onnx", data, plan=plan_from_json(asked.plan.to_json()))
+    assert again.model_bytes == asked.model_bytes
+    even = quantized(loud_input(graphs, tmp_path), examples((400, 4, 16)), scheme="w8a8-dynamic")
+    assert names(even) == []
+
+
 def test_a_quiet_branch_of_a_concat_is_not_rounded_away(graphs: Any, tmp_path: Path, without: Any) -> None:
     path, data = loud_branch(graphs, tmp_path), examples((400, 16))
     result, plain = quantized(path, data, scheme="w8a8"), without(path, data, scheme="w8a8")
@@ -139,9 +163,7 @@ def test_each_replays_to_the_byte(graphs: Any, tmp_path: Path, monkeypatch: pyte
     assert quantized(path, data, plan=bare).model_bytes != result.model_bytes
 
 
-def test_what_brings_nothing_closer_is_not_kept(
-    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_brings_nothing_closer_is_not_kept(graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors that skew what was even: each equal to the model in float, and further off in integers."""
     skewing = np.exp2(np.arange(16) % 8).astype(np.float32)
     for name in ("_smoothing", "_equalization"):

@@ -73,9 +73,6 @@ FAR_KL = 0.3
 _SUSPECT_KL = 0.002
 # Distance to float below which nothing is mended: of some hundred examples, not one answer is likely to change.
 _CLOSE_KL = 0.001
-# And below which no factors of channels are tried: they cost a pass over the examples, and come of sizes alone, not
-# of answers. KWT-1 with ranges of each run was at half of the line above, and a sixth of it was left with them.
-_EQUAL_KL = 1e-5
 # By how much the distance must fall for a node to go back to float without need.
 _WORTH_A_NODE = 4.0
 # Nodes of the order that are timed before they go back to float.
@@ -95,12 +92,6 @@ def close_enough(outcome: Outcome) -> bool:
     """Returns whether outputs are so close to float that what is left is below the noise of some hundred examples."""
     kl = outcome.quality.kl
     return kl is not None and kl < _CLOSE_KL
-
-
-def as_good_as_equal(outcome: Outcome) -> bool:
-    """Returns whether outputs are so close to float that factors between channels are not worth a look."""
-    kl = outcome.quality.kl
-    return kl is not None and kl < _EQUAL_KL
 
 
 @final
@@ -166,7 +157,8 @@ class Task:
       progress: Told of each step.
       learn: What is learned layer by layer for a plan that asks for it; nothing where there are no examples.
       ranges: A plan with the range rule of each activation site chosen by what layers that read it make of its error.
-      variants: Equal models in which other numbers are rounded, for a plan of this one.
+      variants: Equal models in which other numbers are rounded, for a plan of this one; or only where channels are
+        lopsided.
       use: Told with which of them the search goes on.
       hopeless: Why giving nodes back cannot win, asked once before it is tried: a candidate that is slower than float
         with all integers only gets slower. None where nothing speaks against it.
@@ -190,7 +182,7 @@ class Task:
     pays: Callable[[Candidate], bool] = lambda candidate: True
     learn: Callable[[Plan], Learned] = lambda plan: NOTHING_LEARNED
     ranges: Callable[[Plan], Plan] = lambda plan: plan
-    variants: Callable[[Plan, Forms], Iterable[Variant]] = lambda plan, forms: ()
+    variants: Callable[[Plan, Forms, bool], Iterable[Variant]] = lambda plan, forms, lopsided: ()
     use: Callable[[OnnxModel, Statistics], None] = lambda model, statistics: None
 
 
@@ -295,21 +287,21 @@ class BudgetLoop:
     def _transformed(self, candidate: Candidate, outcome: Outcome) -> tuple[Candidate, Outcome]:
         """Returns the candidate of the equal model that is quantized best; the search goes on with that model."""
         best = self._task
-        if as_good_as_equal(outcome):
-            return candidate, outcome
-        for variant in self._task.variants(candidate.plan, best.forms):
+        near = close_enough(outcome)  # then only what is plain without asking answers
+        for variant in self._task.variants(candidate.plan, best.forms, near):
             if self._late():
                 break
             self._task = replace(best, model=variant.model, statistics=variant.statistics)
             other = self._build(variant.plan)
             closer = self._measure(other, variant.what)
-            wins = closer.quality.gauge < CLOSER * outcome.quality.gauge
+            wins = close_enough(closer) if near else closer.quality.gauge < CLOSER * outcome.quality.gauge
             slower = wins and variant.more_nodes and best.slower(other, candidate)
-            reason = "slower" if slower else "closer to float" if wins else "not closer to float than without"
+            gain = "one channel hid the others, and outputs stay close" if near else "closer to float"
+            reason = "slower" if slower else gain if wins else "not closer to float than without"
             self._note(variant.what, closer, other, kept=wins and not slower, reason=reason)
             if wins and not slower:
                 candidate, outcome, best = other, closer, self._task
-            if as_good_as_equal(outcome):
+            if close_enough(outcome):
                 break
         self._task = best
         best.use(best.model, best.statistics)

@@ -21,7 +21,7 @@ from fewbits.runtimes.base import Options
 from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import build
 from fewbits.search.layerwise import LESSONS, Layerwise, closeness_part
-from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, as_good_as_equal, close_enough
+from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, close_enough
 from fewbits.search.preparing import Prepared
 from fewbits.search.ranging import by_output_error
 from fewbits.search.repairing import Repaired
@@ -52,10 +52,11 @@ class Teacher:
         """Returns what layers learn for a plan of the model as it is now."""
         return self._layerwise().of(plan)
 
-    def variants(self, plan: Plan, forms: Forms) -> Iterator[Variant]:
-        """Yields equal models that may be quantized better; ``use`` takes one."""
+    def variants(self, plan: Plan, forms: Forms, lopsided: bool = False) -> Iterator[Variant]:
+        """Yields equal models that may be quantized better, or that lopsided channels ask for; ``use`` takes one."""
+        jobs = self.prepared.request.jobs
         if (evidence := self.evidence()) is not None:
-            yield from variants(self.prepared.model, plan, evidence, forms=forms, jobs=self.prepared.request.jobs)
+            yield from variants(self.prepared.model, plan, evidence, forms=forms, lopsided=lopsided, jobs=jobs)
 
     def ranged(self, plan: Plan) -> Plan:
         """Returns the plan with range rules by the output errors of layers; as it is where the effort is "fast"."""
@@ -101,14 +102,30 @@ class Teacher:
             if not close_enough(least):
                 return self._best_variant(repaired, reference, least)
         with self._reference(parts.calibration[:_COMPARED]) as reference:
-            return self._best_variant(repaired, reference, self._distance(repaired.plan, reference))
+            least = self._distance(repaired.plan, reference)
+            return (
+                self._evened(repaired, reference)
+                if close_enough(least)
+                else self._best_variant(repaired, reference, least)
+            )
+
+    def _evened(self, repaired: Repaired, reference: Reference) -> Plan:
+        """Returns the plan of the equal model without lopsided channels, where outputs stay close to float.
+
+        Outputs of some hundred examples that are close already do not tell models apart; sizes of channels do.
+        """
+        start = self.prepared.model, self.statistics
+        for variant in self.variants(repaired.plan, repaired.forms, lopsided=True):
+            self.use(variant.model, variant.statistics)
+            if close_enough(self._distance(variant.plan, reference)):
+                return variant.plan
+            self.use(*start)
+        return repaired.plan
 
     def _best_variant(self, repaired: Repaired, reference: Reference, least: Outcome) -> Plan:
         """Returns the plan of the equal model whose outputs are clearly closest to float; ``least`` is of this one."""
         best = start = self.prepared.model, self.statistics
         plan = repaired.plan
-        if as_good_as_equal(least):
-            return plan
         far = (least.quality.kl or 0.0) > FAR_KL
         if far:
             least = self._distance(self._lessons(plan), reference)
@@ -118,7 +135,7 @@ class Teacher:
             if found.quality.gauge < CLOSER * least.quality.gauge:
                 best, plan, least = (variant.model, variant.statistics), variant.plan, found
             self.use(*start)
-            if as_good_as_equal(least):
+            if close_enough(least):
                 break
         self.use(*best)
         return plan
