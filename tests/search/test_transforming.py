@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import fewbits
+from fewbits._base.errors import UsageError
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import TransformStep, plan_from_json
 from fewbits.search import job, teaching, transforming
@@ -133,11 +134,14 @@ def test_a_channel_that_hides_the_others_is_divided_though_outputs_are_close(
         return replace(unrepaired(prepared, more[0]), forms=forms, plan=plan)
 
     monkeypatch.setattr(job, "repair", unranged)
-    asked = quantized(loud_input(graphs, tmp_path), data, scheme="w8a8-dynamic")
+    judged = {"eval": {"x": data[200:]}}
+    asked = quantized(loud_input(graphs, tmp_path), data[:200], scheme="w8a8-dynamic", **judged)
     assert names(asked) == [SMOOTHING]
-    again = quantized(tmp_path / "net.onnx", data, plan=plan_from_json(asked.plan.to_json()))
+    again = quantized(tmp_path / "net.onnx", data[:200], **judged, plan=plan_from_json(asked.plan.to_json()))
     assert again.model_bytes == asked.model_bytes
-    even = quantized(loud_input(graphs, tmp_path), examples((400, 4, 16)), scheme="w8a8-dynamic")
+    with pytest.raises(UsageError, match="which are computed again from its calibration examples"):
+        fewbits.quantize(tmp_path / "net.onnx", plan=asked.plan)
+    even = quantized(tmp_path / "net.onnx", examples((200, 4, 16)), scheme="w8a8-dynamic", **judged)
     assert names(even) == []
 
 

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from fewbits._base.errors import UsageError
 from fewbits._base.memory import available_bytes
 from fewbits._version import VERSION
 from fewbits.calibration.statistics import Statistics
@@ -44,7 +45,7 @@ from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
 from fewbits.search.stages import Stages
 from fewbits.search.teaching import Teacher
-from fewbits.search.transforming import after_transforms, before_transforms, replayed
+from fewbits.search.transforming import TRANSFORMED, after_transforms, before_transforms, replayed
 from fewbits.search.verdict_data import forecast, loss_bound
 from fewbits.targets import Forms, Placement, place_forms
 
@@ -228,8 +229,15 @@ class _Job:
         prepared, request = self._prepared, self._request
         if request.plan is not None:
             asked = after_transforms(request.plan)
-            if (evidence := self._teacher.evidence()) is not None:
+            evidence = self._teacher.evidence()
+            if evidence is not None:
                 self._teacher.use(replayed(prepared.model, asked.transforms, evidence), self._statistics)
+            elif any(step.name in TRANSFORMED for step in asked.transforms):
+                raise UsageError(
+                    "the plan has factors between channels, which are computed again from its calibration examples; "
+                    "give the --data DATA that it was made with, and --eval where that was given",
+                    slug="data-missing",
+                )
             prepared = self._prepared
             wanted = _renewed(prepared, asked)
             refuse_too_little(prepared.model, wanted.quantized, request.max_memory)
