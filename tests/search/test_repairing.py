@@ -93,6 +93,23 @@ def test_operators_without_weights_are_float_where_that_is_no_slower_in_the_medi
     assert run.repairs.kept.count(repairing.LIGHT_FLOAT) <= 1
 
 
+def test_one_lucky_look_does_not_make_operators_float(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = graphs.Net()
+    h = n.conv(n.input(("N", 8, 8, 8)), 8, 8)
+    n.output(n.conv(n.op("Add", n.conv(h, 8, 8), h), 8, 4))
+    looks = iter([1.0, 0.97] * 9)
+
+    class Luck(dict[str, float]):
+        def get(self, name: str, other: float = 0.9) -> float:  # type: ignore[override]
+            return next(looks) if name == repairing.LIGHT_FLOAT else other
+
+    run = finished(n.save(tmp_path), monkeypatch, Luck())
+    assert repairing.LIGHT_FLOAT not in run.repairs.kept
+    assert {t.speedup.ratio for t in run.repairs.trials if t.name == repairing.LIGHT_FLOAT and t.speedup} == {0.97}
+
+
 def test_a_plan_with_repairs_is_replayed_to_the_byte_without_a_clock(
     hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
