@@ -44,7 +44,7 @@ _SECONDS = 0.6
 # A ratio whose lower end is below this is not worth another graph; two sessions of one file differ by up to 0.7 %.
 _WORTH = 1.02
 # Operators without weights are in integers for speed alone, and round once more: where float costs no more than this in
-# the medians of two looks, they are float. Medians, as the interval of a noisy machine reaches below at every second look.
+# the medians of two looks, they are float. Medians, as the interval of a noisy machine reaches below every other time.
 _NOT_SLOWER = 0.99
 
 
