@@ -73,6 +73,8 @@ FAR_KL = 0.3
 _SUSPECT_KL = 0.002
 # Distance to float below which nothing is mended: of some hundred examples, not one answer is likely to change.
 _CLOSE_KL = 0.001
+# Why a channel that hid the others was evened there all the same, or was not.
+_EVENED = ("one channel hid the others, and outputs stay close", "outputs would not stay close")
 # By how much the distance must fall for a node to go back to float without need.
 _WORTH_A_NODE = 4.0
 # Nodes of the order that are timed before they go back to float.
@@ -296,9 +298,14 @@ class BudgetLoop:
             closer = self._measure(other, variant.what)
             wins = close_enough(closer) if near else closer.quality.gauge < CLOSER * outcome.quality.gauge
             slower = wins and variant.more_nodes and best.slower(other, candidate)
-            gain = "one channel hid the others, and outputs stay close" if near else "closer to float"
-            reason = "slower" if slower else gain if wins else "not closer to float than without"
-            self._note(variant.what, closer, other, kept=wins and not slower, reason=reason)
+            won, lost = _EVENED if near else ("closer to float", "not closer to float than without")
+            self._note(
+                variant.what,
+                closer,
+                other,
+                kept=wins and not slower,
+                reason="slower" if slower else won if wins else lost,
+            )
             if wins and not slower:
                 candidate, outcome, best = other, closer, self._task
             if close_enough(outcome):
