@@ -12,14 +12,18 @@ import pytest
 
 import fewbits
 from fewbits._base.errors import UsageError
+from fewbits.datasets import open_dataset
+from fewbits.models.onnx.equalizing import links_of
 from fewbits.models.onnx.opening import open_model
 from fewbits.planning.plan import TransformStep, plan_from_json
+from fewbits.runtimes import RUNTIMES
+from fewbits.runtimes.base import Options
 from fewbits.search import job, teaching, transforming
 from fewbits.search.draft import draft_dynamic
 from fewbits.search.preparing import Request
 from fewbits.search.repairing import unrepaired
 from fewbits.search.transforming import EQUALIZATION, SMOOTHING, TRANSFORMED, after_transforms, before_transforms
-from fewbits.targets import forms_without_ranges
+from fewbits.targets import TARGETS, forms_without_ranges
 
 
 def skewed(graphs: Any, folder: Path, *, spread: int = 10) -> Path:
@@ -208,3 +212,30 @@ def test_a_step_with_places_is_done_there_alone(graphs: Any, tmp_path: Path) -> 
     assert part is not None and part.steps[-1].where == one
     changed = [w for w in model.ir_model.graph.initializers if not np.array_equal(model.weight(w), part.weight(w))]
     assert len(changed) == 2
+
+
+@pytest.mark.parametrize(("target", "before"), [("ort-cpu", 1), ("emulated", 1), ("openvino", 0)])
+def test_the_rounding_before_a_leaky_relu_counts_where_the_target_rounds_there(
+    graphs: Any, tmp_path: Path, target: str, before: int
+) -> None:
+    n = graphs.Net(seed=6)
+    h = n.op("LeakyRelu", n.conv(n.input(("N", 4, 8, 8)), 4, 6), alpha=0.25)
+    n.output(n.conv(n.op("MaxPool", h, kernel_shape=[2, 2], strides=[2, 2]), 6, 5))
+    model = open_model(str(n.save(tmp_path)))
+    data = examples((40, 4, 8, 8))
+    evidence = transforming.Evidence(dataset=open_dataset({"x": data}), indices=np.arange(40), target=TARGETS[target])
+    links = tuple(link for link in links_of(model) if link.input_axis is None)
+    ((source, seen),) = transforming.channels_of(model, links, evidence).items()
+    assert len(seen.roundings) == 1 + before
+    view = model.view
+    pooled, leaky = view.producer[source], view.producer[view.producer[source].inputs[0]]
+    assert (pooled.op, leaky.op) == ("MaxPool", "LeakyRelu")
+    names = [source, *[leaky.inputs[0]] * before]
+    session = RUNTIMES["ort"].open(model.serialized(extra_outputs=tuple(names)), Options())
+    found = session.run({"x": data[:30]})  # three quarters: the others tell whether it helped
+    for name, rounding in zip(names, seen.roundings, strict=True):
+        assert np.array_equal(rounding.low, np.minimum(found[name].min(axis=(0, 2, 3)), 0))
+        assert np.array_equal(rounding.high, np.maximum(found[name].max(axis=(0, 2, 3)), 0))
+        slope = 1.0 if name == source else 0.25
+        share = np.where(found[name] < 0, slope**2, 1.0).mean(axis=(0, 2, 3))
+        assert np.allclose(rounding.share, share, rtol=1e-12, atol=0)
