@@ -30,7 +30,7 @@ Path("edited.json").write_text(json.dumps(edited, indent=1), encoding="utf-8")
 
 second = fewbits.quantize(model, data=data, plan="edited.json")
 executed = second.report.executed
-print(f"edited.json: {executed.float_nodes} node in float, file of {len(second.model_bytes)} bytes")
+print(f"edited.json: nodes in float: {executed.float_nodes}, file of {len(second.model_bytes)} bytes")
 for island in executed.islands or ():
     print(f"  {island.node} ({island.op}): {island.why}")
 
