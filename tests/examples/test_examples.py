@@ -18,7 +18,11 @@ PROMISED = {
     "quickstart": (("verdict: met", "the quantized model reads a"), ("fewbits-quickstart/model.onnx",)),
     "custom_metric": (("Budget met: custom_metric:confidence", "method of the bound: betting"), ()),
     "edit_and_replay_plan": (
-        ("edited.json: nodes in float: ", "stem/conv (Conv): kept float by hand", "the same plan gives the same bytes: True"),
+        (
+            "edited.json: nodes in float: ",
+            "stem/conv (Conv): kept float by hand",
+            "the same plan gives the same bytes: True",
+        ),
         ("plan.json", "edited.json"),
     ),
     "pack_for_a_runtime": (
