@@ -23,7 +23,7 @@ from fewbits.search.draft import draft_dynamic
 from fewbits.search.preparing import Request
 from fewbits.search.repairing import unrepaired
 from fewbits.search.transforming import EQUALIZATION, SMOOTHING, TRANSFORMED, after_transforms, before_transforms
-from fewbits.targets import TARGETS, forms_without_ranges
+from fewbits.targets import TARGETS, forms_without_ranges, place_dynamic, place_forms
 
 
 def skewed(graphs: Any, folder: Path, *, spread: int = 10) -> Path:
@@ -143,6 +143,10 @@ def test_a_channel_that_hides_the_others_is_divided_though_outputs_are_close(
     assert names(asked) == [SMOOTHING]
     again = quantized(tmp_path / "net.onnx", data[:200], **judged, plan=plan_from_json(asked.plan.to_json()))
     assert again.model_bytes == asked.model_bytes
+    # What stays float is told by the rules of ranges of each run, though the model is another one now.
+    placed = place_dynamic(asked.run.prepared.model.view, asked.run.prepared.target)
+    assert asked.run.prepared.placement == placed
+    assert placed != place_forms(asked.run.prepared.model.view, asked.run.prepared.target)
     with pytest.raises(UsageError, match="which are computed again from its calibration examples"):
         fewbits.quantize(tmp_path / "net.onnx", plan=asked.plan)
     even = quantized(tmp_path / "net.onnx", examples((200, 4, 16)), scheme="w8a8-dynamic", **judged)

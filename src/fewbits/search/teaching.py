@@ -22,11 +22,11 @@ from fewbits.search.blockwise import Blockwise
 from fewbits.search.building import build
 from fewbits.search.layerwise import LESSONS, Layerwise, closeness_part
 from fewbits.search.loop import CLOSER, FAR_KL, TAUGHT, close_enough
-from fewbits.search.preparing import Prepared
+from fewbits.search.preparing import Prepared, asked_placement
 from fewbits.search.ranging import by_output_error
 from fewbits.search.repairing import Repaired
 from fewbits.search.transforming import Evidence, Variant, variants
-from fewbits.targets import Forms, place
+from fewbits.targets import Forms
 
 # Calibration examples that are asked where those that nothing is learned from see nothing to mend.
 _COMPARED = 256
@@ -77,7 +77,8 @@ class Teacher:
     def use(self, model: OnnxModel, statistics: Statistics) -> None:
         """Goes on with an equal model."""
         if model is not self.prepared.model:
-            self.prepared = replace(self.prepared, model=model, placement=place(model.view, self.prepared.target))
+            placement = asked_placement(self.prepared.request, model, self.prepared.target, None)
+            self.prepared = replace(self.prepared, model=model, placement=placement)
         self.statistics = statistics
 
     def evidence(self) -> Evidence | None:
