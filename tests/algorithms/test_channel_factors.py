@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -205,20 +207,19 @@ def test_the_predicted_error_counts_the_rounding_before_a_leaky_relu(seed: int) 
     small = rounded(before / factors)
     small = rounded(np.where(small < 0, 0.1 * small, small))
     error = (((small * factors - np.where(before < 0, 0.1 * before, before)) @ weight.T) ** 2).mean(axis=0).sum()
-    # 20,000 draws of each of ten channels. Where steps before are wide, the negative side behind is only some steps of
-    # a tenth wide, and errors there are no longer uniform: up to a twelfth of the whole.
-    assert told * 0.9 < error < told * 1.1
+    # Errors of a step are taken as uniform: 20,000 squares of them in each of ten channels have a relative deviation of
+    # sqrt(0.8 / 2e5), 0.2 %, at best. That they are only as independent as steps are fine against the values makes 2 %
+    # (seeds 0 to 11 gave 0.979 to 1.016); without the term of the first rounding, told would be less than half.
+    assert told * 0.95 < error < told * 1.05
+    blind = Channels(power=each.seen.power, roundings=each.seen.roundings[:1])
+    without = predicted_error([replace(each, seen=blind)], factors, weight_steps=(1 << 24), activation_steps=255)
+    assert without < 0.5 * error
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_factors_that_see_the_rounding_before_a_leaky_relu_make_less_of_it(seed: int) -> None:
     each, _, _ = behind_leaky(seed)
-    blind = Reading(
-        sizes=each.sizes,
-        carried=each.carried,
-        taps=1,
-        seen=Channels(power=each.seen.power, roundings=each.seen.roundings[:1]),
-    )
+    blind = replace(each, seen=Channels(power=each.seen.power, roundings=each.seen.roundings[:1]))
     seeing, after, before = least_error_factors([each], **STEPS)
     other, _, _ = least_error_factors([blind], **STEPS)
     assert after < predicted_error([each], other, **STEPS) < before

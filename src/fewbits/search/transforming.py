@@ -40,7 +40,7 @@ TRANSFORMED = {
 # A division behind an input of the graph takes time at each run: by what the error must fall for it.
 _WORTH_A_NODE = 0.5
 # What is left of the expected error where channels are lopsided: one is so large that it hides the others. Layers of
-# trained CNNs keep a half to all of it; the input of KWT-1, where one feature is 35 times as large, a hundredth.
+# ResNet-20 keep a half to all of it; the input of KWT-1, where one feature is 35 times as large, a hundredth.
 _LOPSIDED = 0.1
 # Operators that hand codes on.
 _ROUND_NOTHING = ("MaxPool", "Identity")

@@ -45,7 +45,7 @@ _PASSED_BY = {
     ),
 }
 # Nodes are kept float by whoever asks for a placement; what the budget needs in float gets words of its own.
-_FASTER_SO = "left float: the file runs no slower so"
+_NO_SLOWER_SO = "left float: the file runs no slower so"
 _FUSED = Reason(
     slug="fused",
     text="float without a kernel of its own: part of the integer operator before it, or of the Q behind it",
@@ -136,7 +136,7 @@ class _Placer:
             if isinstance(found, Reason):
                 self.reasons[op.name] = found
             elif op.name in asked:
-                self.reasons[op.name] = Reason(slug="kept-by-choice", text=_FASTER_SO)
+                self.reasons[op.name] = Reason(slug="kept-by-choice", text=_NO_SLOWER_SO)
             else:
                 self.rules[op.name] = found
         self.integer: set[str] = set()

@@ -10,8 +10,9 @@ from fewbits.algorithms.transforms.base import Transform
 
 # Factors beyond these would take weights to where float32 has fewer bits.
 _LARGEST_EXPONENT = 20
-# What two roundings to float32, there and back, leave of a number at most.
-_ULPS = 2.0**-23
+# What roundings to float32 change of a number at most, there and back: of the number and of the reciprocal of a factor,
+# three, and their products.
+_ROUNDED = 4 * 2.0**-24
 
 
 @final
@@ -51,12 +52,12 @@ class ChannelScale(Transform):
         return xp.reshape(parts * xp.reshape(self.factors, (groups, 1, inputs, 1)), (outputs, inputs, *taps))
 
     def keeps(self, array: Array, *, axis: int) -> bool:
-        """Returns whether each value keeps its 24 bits when it is divided along an axis."""
+        """Returns whether each value keeps its bits, but for roundings, when it is divided along an axis."""
         along = namespace(array, self.factors).reshape(self.factors, _along(axis, array.ndim))
         return _kept(array, array / along, (array / along) * along)
 
     def keeps_in(self, weight: Array, *, axis: int, groups: int = 1) -> bool:
-        """Returns whether each weight keeps its 24 bits in ``take``."""
+        """Returns whether each weight keeps its bits, but for roundings, in ``take``."""
         xp = namespace(weight, self.factors)
         taken = self.take(weight, axis=axis, groups=groups)
         back = ChannelScale(factors=xp.ones_like(self.factors) / self.factors).take(taken, axis=axis, groups=groups)
@@ -69,7 +70,7 @@ def _kept(before: Array, after: Array, back: Array) -> bool:
     ``back`` has been rounded once or twice more than ``after``, and the reciprocals of factors once.
     """
     xp = namespace(before)
-    return bool(xp.all(xp.isfinite(after))) and bool(xp.all(xp.abs(back - before) <= 2 * _ULPS * xp.abs(before)))
+    return bool(xp.all(xp.isfinite(after))) and bool(xp.all(xp.abs(back - before) <= _ROUNDED * xp.abs(before)))
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:
