@@ -245,3 +245,20 @@ def test_a_weight_is_not_stored_and_dynamic_at_once(net: Callable[..., Any], tmp
     written = quantized(saved(n, tmp_path / "net.onnx")).plan.to_json()
     with pytest.raises(UsageError, match="exclude each other"):
         plan_from_json(written.replace('"dynamic": true', '"dynamic": true, "stored": true'))
+
+
+def test_what_was_never_to_run_in_integers_is_not_reported_as_failing_to(
+    net: Callable[..., Any], tmp_path: Path
+) -> None:
+    # A GELU by tanh, whose Mul between the products could have codes with fixed ranges: none are asked for.
+    n = net()
+    x = n.op("Add", n.input(("N", 6, 32), "x"), n.vector(32))
+    h = n.matmul(n.op("Concat", x, x, axis=1), 32, 64)
+    cube = n.op("Mul", n.op("Mul", n.op("Mul", h, h), h), n.const(0.044715))
+    inner = n.op("Tanh", n.op("Mul", n.op("Add", h, cube), n.const(0.797884)))
+    h = n.op("Mul", n.op("Mul", h, n.op("Add", inner, n.const(1.0))), n.const(0.5))
+    n.output(n.matmul(h, 64, 8))
+    data = {"x": RNG.normal(size=(80, 6, 32)).astype(np.float32)}
+    report = quantized(saved(n, tmp_path / "net.onnx"), data=data).report
+    assert report.executed.islands
+    assert "runtime-differs" not in {island.rule for island in report.executed.islands}

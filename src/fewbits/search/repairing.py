@@ -373,14 +373,14 @@ class _Loop:
         return other if self.better(DYNAMIC, "products whose inputs are quantized as they come", best, other) else best
 
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
-        """Returns the islands of a file and its nodes in integers and in float."""
+        """Returns the islands of the first file and its nodes in integers and in float."""
         target = self._prepared.target
         with tempfile.TemporaryDirectory(prefix="fewbits-repair-") as folder:
             file = Path(folder) / "model.onnx"
             file.write_bytes(state.data)
             nodes = RUNTIMES[target.runtime].executed(file, self._options, self._feeds)
-        view = state.model.view
-        executed = read_executed(nodes, place(view, target), view)
+        placed = asked_placement(self._prepared.request, state.model, target, None)
+        executed = read_executed(nodes, placed, state.model.view)
         return executed.islands, executed.count(Numbers.INTEGER), executed.count(Numbers.FLOAT)
 
 
