@@ -149,6 +149,21 @@ def test_a_branch_of_a_concat_is_written_with_the_scale_behind_it(net: Any, benc
     assert problems(case) == []
 
 
+def test_what_is_summed_behind_a_concat_is_rounded_for_products_alone(net: Any, bench: Any) -> None:
+    # A vision transformer's first block: a token before the patches, positions added, attention and a residual behind.
+    n = net()
+    patches = n.op("Add", n.matmul(n.input((1, 20, 16)), 16, 16), n.vector(16))
+    tokens = n.op("Add", n.op("Concat", n.weight(1, 1, 16), patches, axis=1), n.weight(1, 21, 16), name="positions")
+    inner = n.op("Sigmoid", n.op("Add", n.matmul(tokens, 16, 32), n.vector(32)))
+    n.output(n.op("Add", tokens, n.op("Add", n.matmul(inner, 32, 16), n.vector(16)), name="residual"))
+    case = bench.run(n, target=TARGET)
+    residual = next(node for node in case.proto.graph.node if node.name == "residual")
+    assert residual.input[0] == "positions_out"
+    kernel = next(node for node in case.executed if "positions" in node.origins)
+    assert [kind for kind, _ in kernel.outputs] == ["float", "uint8"], "one kernel writes both"
+    assert problems(case) == []
+
+
 @pytest.mark.parametrize("rows", [1, 15, 16])
 @pytest.mark.parametrize("kind", ["gemm", "matmul"])
 def test_products_in_a_row_without_a_bias_stay_right(kind: str, rows: int, net: Any, bench: Any) -> None:

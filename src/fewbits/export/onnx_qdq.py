@@ -350,20 +350,26 @@ class _QdqSink(Sink):
         return [(node, index) for node, index in uses if node.name in self._integer or node.name in movers]
 
     def _fused_behind_integer(self, old: ir.Value) -> bool:
-        """Returns whether an integer operator's kernel writes a tensor, behind float operators that it takes in."""
+        """Returns whether an integer operator's kernel writes a tensor, behind float operators that it takes in.
+
+        A kernel takes in what follows it, and a Q behind a Concat moves before it; what computes on the result of a
+        Concat is no kernel's, so its float readers need not read rounded values.
+        """
         kinds = {op: rule.kind for op, rule in self._target.rules.items()}
         if Kind.FUSED not in kinds.values():
             return False
-        seen, waiting = set(), [old]
+        seen, waiting = set(), [(old, False)]
         while waiting:
-            node = waiting.pop().producer()
-            if node is None or node in seen:
+            value, computed = waiting.pop()
+            node = value.producer()
+            if node is None or (node, computed) in seen:
                 continue
-            seen.add(node)
+            seen.add((node, computed))
             if node.name in self._integer:
                 return True
-            if kinds.get(node.op_type) is Kind.FUSED:
-                waiting += [value for value in node.inputs if value is not None]
+            if kinds.get(node.op_type) is Kind.FUSED and not (computed and node.op_type == "Concat"):
+                computed = computed or node.op_type != "Concat"
+                waiting += [(before, computed) for before in node.inputs if before is not None]
         return False
 
     def _node(self, name: str) -> ir.Node | None:
