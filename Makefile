@@ -6,6 +6,9 @@ BIN     = $(VENV)/bin
 # Set PIP_FLAGS for a mirror of your own; TORCH=1 adds torch and its tests.
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 TORCH  ?=
+# Processes that share the tests; JOBS=0 runs them in one.
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
+SHARED  = -n $(JOBS) --dist worksteal
 
 CORE  = $(VENV)/.core
 DEV   = $(VENV)/.dev
@@ -16,7 +19,7 @@ NEEDS = $(DEV) $(if $(filter 1,$(TORCH)),$(WITH_TORCH))
 
 help:
 	@echo "make demo        set up, and run the main job on the embedded model (offline, under a minute)"
-	@echo "make test        set up, and run the tests (TORCH=1: with torch)"
+	@echo "make test        set up, and run the tests (TORCH=1: with torch; JOBS=N: N at once)"
 	@echo "make check       formatting, lint, types, layers, then make test"
 	@echo "make check-full  make check with the tests that take minutes"
 	@echo "make bench       every benchmark that docs/benchmarks.md shows"
@@ -40,7 +43,7 @@ demo: $(CORE)
 	$(BIN)/fewbits demo
 
 test: $(NEEDS)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow" $(PYTEST_FLAGS)
 
 check: $(NEEDS)
 	$(BIN)/ruff format --check .
@@ -51,7 +54,7 @@ check: $(NEEDS)
 
 check-full: $(NEEDS)
 	$(MAKE) check TORCH=$(TORCH)
-	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(SHARED) -m slow $(PYTEST_FLAGS)
 
 bench: $(DEV)
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -98,7 +98,10 @@ def test_saving_never_replaces_what_it_should_not(
     assert net.exists()
 
 
-def test_data_in_every_form_give_the_same_bytes(runs: ModuleType, forced: Callable[..., Any], tmp_path: Path) -> None:
+def test_data_in_every_form_give_the_same_bytes(
+    runs: ModuleType, forced: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.still(monkeypatch)
     arrays = runs.small_data(90)
 
     def stream() -> Iterator[dict[str, np.ndarray]]:

@@ -77,7 +77,7 @@ def test_values_follow_the_documented_formula(tmp_path):
         ({"dtype": "uint8", "layout": "NHWC", "crop": 4}, lambda x: x[4:8, 3:7]),
         ({"dtype": "uint8", "layout": "NHWC", "crop": [5, 10]}, lambda x: x[4:9]),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_each_key_does_what_it_says(tmp_path, preprocess, expected):
     image = pixels()

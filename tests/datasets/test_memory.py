@@ -183,7 +183,7 @@ X = np.zeros((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("source", "slug", "words"),
     [
-        ({"x": np.array([object(), object()])}, "data-dtype", "'x'"),
+        ({"x": np.array([{}, {}])}, "data-dtype", "'x'"),
         ({"x": np.array(["a", "b"])}, "data-dtype", "'x'"),
         ({"x": np.float32(1)}, "data-first-axis", "'x'"),
         ({"x": [[1, 2], [3]]}, "data-shape", "ragged"),

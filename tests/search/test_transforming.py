@@ -85,6 +85,18 @@ def hurried(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def unranged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets runs have ranges of each run alone, with no repairs."""
+
+    def plain(prepared: Any, statistics: Any, *more: Any) -> Any:
+        forms = forms_without_ranges(prepared.model.view, prepared.target)
+        plan = draft_dynamic(prepared.model, prepared.target, base=prepared.base)
+        return replace(unrepaired(prepared, statistics), forms=forms, plan=plan)
+
+    monkeypatch.setattr(job, "repair", plain)
+
+
+@pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns what quantizes with no transform at all."""
 
@@ -126,18 +138,11 @@ def test_a_loud_input_is_divided_and_the_plan_replays_to_the_byte(graphs: Any, t
 
 
 def test_a_channel_that_hides_the_others_is_divided_though_outputs_are_close(
-    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unranged: None
 ) -> None:
     """Of ranges of each run one example in four hundred suffers, and those that calibrate do not show it."""
     data = examples((400, 4, 16), loud=1000)
     monkeypatch.setattr(teaching, "close_enough", lambda outcome: True)
-
-    def unranged(prepared: Any, *more: Any) -> Any:
-        forms = forms_without_ranges(prepared.model.view, prepared.target)
-        plan = draft_dynamic(prepared.model, prepared.target, base=prepared.base)
-        return replace(unrepaired(prepared, more[0]), forms=forms, plan=plan)
-
-    monkeypatch.setattr(job, "repair", unranged)
     judged = {"eval": {"x": data[200:]}}
     asked = quantized(loud_input(graphs, tmp_path), data[:200], scheme="w8a8-dynamic", **judged)
     assert names(asked) == [SMOOTHING]
@@ -151,6 +156,25 @@ def test_a_channel_that_hides_the_others_is_divided_though_outputs_are_close(
         fewbits.quantize(tmp_path / "net.onnx", plan=asked.plan)
     even = quantized(tmp_path / "net.onnx", examples((200, 4, 16)), scheme="w8a8-dynamic", **judged)
     assert names(even) == []
+
+
+def test_of_many_examples_some_tell_which_channel_hides_others_where_none_are_for_the_verdict_alone(
+    graphs: Any, tmp_path: Path, unranged: None
+) -> None:
+    path, data = loud_input(graphs, tmp_path), examples((400, 4, 16), loud=1000)
+    many = quantized(path, data, scheme="w8a8-dynamic")
+    assert names(many) == [SMOOTHING]
+    parts = many.run.prepared.parts
+    assert len(parts.calibration) + len(parts.verdict) == 400
+    assert 40 < len(parts.calibration) < 120  # a fifth of 400, give or take five standard deviations
+    again = quantized(path, data, plan=plan_from_json(many.plan.to_json()))
+    assert again.model_bytes == many.model_bytes
+    # So few are all judged, and so are many examples of few groups.
+    few = quantized(path, data[:90], scheme="w8a8-dynamic")
+    assert (names(few), len(few.run.prepared.parts.verdict)) == ([], 90)
+    grouped = {"x": data, "groups": np.arange(400) % 8}
+    in_groups = fewbits.quantize(path, data=grouped, allow_slower=True, scheme="w8a8-dynamic")
+    assert len(in_groups.run.prepared.parts.verdict) == 400
 
 
 def test_a_quiet_branch_of_a_concat_is_not_rounded_away(graphs: Any, tmp_path: Path, without: Any) -> None:

@@ -124,6 +124,19 @@ def hurry(patch: Any, *, memory: bool = False) -> None:
         patch.setattr(benchmark, "peak_bytes", lambda *anything: None)
 
 
+def still(patch: Any) -> None:
+    """Stops the clock by which repairs are chosen: every file is as fast as every other.
+
+    Which repairs stay hangs on the clock; two runs are compared to the byte only where it stands still, or by a plan.
+    """
+    from fewbits.measurement.latency import Speedup
+    from fewbits.search import repairing
+
+    patch.setattr(
+        repairing, "quick_speedup", lambda *files, **options: Speedup(ratio=1.0, low=1.0, high=1.0, confidence=0.95)
+    )
+
+
 def digits(count: int | None = None, *, labels: bool = True) -> dict[str, np.ndarray]:
     """Returns the first examples of the embedded data."""
     with np.load(DIGITS_DATA) as file:

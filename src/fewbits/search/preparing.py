@@ -29,7 +29,7 @@ from fewbits.planning.plan import Plan
 from fewbits.runtimes import RUNTIMES
 from fewbits.search.costs import CostTable, check_costs
 from fewbits.search.loop import check_effort
-from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts
+from fewbits.search.verdict_data import SHARES, WEIGHTS_ONLY, Parts, assign_parts, shares_unranged
 from fewbits.targets import (
     Placement,
     not_written,
@@ -276,7 +276,7 @@ def prepare(request: Request) -> Prepared:
     if recorded and (evaluation is not None or recorded.get("verdict")):
         shares = recorded
     elif not calibrates and evaluation is None and not in_blocks:
-        shares = WEIGHTS_ONLY
+        shares = shares_unranged(data) if request.dynamic_only else WEIGHTS_ONLY
     parts = assign_parts(data, evaluation, shares=shares, seed=request.seed)
     if model.folder is None:
         refuse_unsteady(model, parts.verdict_data, parts.verdict)

@@ -30,6 +30,9 @@ SHARES: Mapping[tuple[bool, bool], Mapping[str, float]] = {
 
 # Where only weights are quantized nothing is chosen from data.
 WEIGHTS_ONLY: Mapping[str, float] = {"calibration": 0.0, "selection": 0.0, "verdict": 1.0}
+# Ranges of each run need no calibration, but a few of many examples tell which channels hide others.
+_UNRANGED: Mapping[str, float] = {"calibration": 0.2, "selection": 0.0, "verdict": 0.8}
+_MANY = 100
 
 
 @final
@@ -74,6 +77,12 @@ def distinct(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
         return indices
     _, first = np.unique(dataset.keys()[indices], return_index=True)
     return np.asarray(indices[np.sort(first)])
+
+
+def shares_unranged(data: Dataset) -> Mapping[str, float]:
+    """Returns the shares of --data where inputs are quantized by the range of each run."""
+    units = data.keys() if data.groups is None else data.groups
+    return _UNRANGED if len(np.unique(units)) >= _MANY else WEIGHTS_ONLY
 
 
 def assign_parts(data: Dataset, evaluation: Dataset | None, *, shares: Mapping[str, float], seed: int) -> Parts:
