@@ -139,7 +139,9 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
         Role.WEIGHT: variant.weight,
         Role.BIAS: Int(bits=32, signed=True),
     }
-    wanted = formats[decision.role]
+    # Products of two changing matrices alone subtract no zero point.
+    centred = bool(target.paired) and decision.role is Role.ACTIVATION and scheme.symmetric
+    wanted = target.centred if centred else formats[decision.role]
     if scheme.format != wanted:
         raise TargetError(
             f"{target.full_name} runs {decision.role.value} {decision.site!r} of {decision.op} {decision.node!r} as "
@@ -150,7 +152,7 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
     axis = target.rules[decision.op].axis(op) if decision.role is Role.WEIGHT and op is not None else 0
     legal = (PerTensor(),) if flows else (PerTensor(), PerChannel(axis))
     # An activation's zero point must be free: at the lowest code it is what absorbs a ReLU.
-    if scheme.granularity not in legal or scheme.symmetric == flows:
+    if scheme.granularity not in legal or (scheme.symmetric == flows and not centred):
         names = " or ".join(g.name for g in legal) + (", asymmetric" if flows else ", symmetric")
         raise TargetError(
             f"{target.full_name} takes {decision.role.value} {decision.site!r} of {decision.op} {decision.node!r} "

@@ -12,7 +12,7 @@ from fewbits._base.errors import ModelError
 from fewbits.measurement.latency import Speedup
 from fewbits.planning.plan import plan_from_json
 from fewbits.reporting.assembly import assemble
-from fewbits.search import job, repairing
+from fewbits.search import job, loop, repairing
 from fewbits.search.finished import Finished
 from fewbits.search.preparing import Request
 
@@ -26,7 +26,14 @@ def swish_net(graphs: Any, folder: Path) -> Path:
     return n.save(folder)
 
 
-def finished(path: Path, monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float], **more: Any) -> Finished:
+def finished(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: dict[str, float],
+    *,
+    shape: tuple[int, ...] = (8, 8, 8),
+    **more: Any,
+) -> Finished:
     """Runs the whole job with a clock that says how much faster each repair makes the file."""
     asked: list[str] = []
     better = repairing._Loop.better
@@ -41,11 +48,9 @@ def finished(path: Path, monkeypatch: pytest.MonkeyPatch, ratios: dict[str, floa
 
     monkeypatch.setattr(repairing._Loop, "better", told)
     monkeypatch.setattr(repairing, "quick_speedup", clock)
-    data = {"x": np.random.default_rng(0).standard_normal((200, 8, 8, 8), np.float32)}
-    request = Request(
-        model=str(path), data=data, max_drop=None, scheme="w8a8", allow_slower=True, target="ort-cpu:vnni", **more
-    )
-    return job.run(request)
+    data = {"x": np.random.default_rng(0).standard_normal((200, *shape), np.float32)}
+    usual = {"max_drop": None, "scheme": "w8a8", "allow_slower": True, "target": "ort-cpu:vnni"}
+    return job.run(Request(model=str(path), data=data, **{**usual, **more}))
 
 
 @pytest.fixture
@@ -138,3 +143,58 @@ def test_a_repair_that_fails_costs_nothing_but_itself(
     assert run.repairs.kept == ("sub_to_add",)
     failed = next(step for step in assemble(run).search if "HardSwish" in step.change)
     assert "pass-changed-model" in failed.reason and not failed.kept
+
+
+def products_net(graphs: Any, folder: Path) -> Path:
+    """Attention on [N, 12, 16] with one head."""
+    n = graphs.Net()
+    x = n.input(("N", 12, 16))
+    q, k, v = (n.op("Add", n.matmul(x, 16, 16), n.vector(16)) for _ in range(3))
+    shares = n.op("Softmax", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 2, 1]), name="scores"), axis=-1)
+    n.output(n.matmul(n.op("MatMul", shares, v, name="mixed"), 16, 4))
+    return n.save(folder)
+
+
+SEARCH = {"target": "openvino:vnni", "scheme": None, "shape": (12, 16), "effort": "fast"}
+PRODUCTS = {"scores", "mixed"}
+
+
+@pytest.mark.parametrize("ratio", [1.5, 1.0])
+def test_products_of_two_changing_matrices_are_in_integers_where_that_is_faster(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install fewbits[openvino]")
+    run = finished(products_net(graphs, tmp_path), monkeypatch, {repairing.PAIRED: ratio}, **SEARCH)
+    assert (repairing.PAIRED in run.repairs.kept) == (ratio > 1)
+    assert PRODUCTS.issubset(run.candidate.integer) == (ratio > 1)
+    report = assemble(run)
+    islands = {island.node: island.rule for island in report.executed.islands or () if not island.repaired}
+    assert "runtime-differs" not in islands.values()
+    assert bool(PRODUCTS & set(islands)) == (ratio == 1)
+    plan = plan_from_json(run.candidate.plan.to_json())
+    data = {"x": np.random.default_rng(0).standard_normal((200, 12, 16), np.float32)}
+    again = job.run(Request(model=str(tmp_path / "net.onnx"), data=data, max_drop=None, plan=plan))
+    assert again.data == run.data
+
+
+def test_who_names_a_scheme_gets_no_product_rounded_for_speed(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install fewbits[openvino]")
+    asked = {**SEARCH, "scheme": "w8a8"}
+    run = finished(products_net(graphs, tmp_path), monkeypatch, {repairing.PAIRED: 1.5}, **asked)
+    assert repairing.PAIRED not in {trial.name for trial in run.repairs.trials}
+    assert not PRODUCTS & set(run.candidate.integer)
+
+
+def test_they_are_given_up_before_any_layer_where_the_budget_would_be_missed(
+    hurried: None, graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install fewbits[openvino]")
+    inside = iter([False, *[True] * 99])
+    monkeypatch.setattr(loop.BudgetLoop, "_inside", lambda self, outcome: next(inside))
+    asked = {**SEARCH, "max_drop": 0.5}
+    run = finished(products_net(graphs, tmp_path), monkeypatch, {repairing.PAIRED: 1.5}, **asked)
+    assert repairing.PAIRED in run.repairs.kept
+    assert not PRODUCTS & set(run.candidate.integer)
+    assert len(run.candidate.integer) == 4, "every product with a weight stays"

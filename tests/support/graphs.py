@@ -24,7 +24,7 @@ from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import ExecutedNode, Numbers, Options
-from fewbits.targets import Forms, Placement, candidate, place, resolve_target
+from fewbits.targets import Forms, Placement, candidate, may_be_paired, place, resolve_target
 from fewbits.targets.base import Kind, OpRule, Target
 
 OPSET = 17
@@ -309,11 +309,13 @@ class Bench:
         *,
         target: str = "ort-cpu",
         keep_float: tuple[str, ...] = (),
+        paired: bool = False,
         feeds: Mapping[str, np.ndarray] | None = None,
         activation_range: str = "minmax",
     ) -> Case:
         rules = resolve_target(target)
-        plan = self.flow.draft_plan(model, rules, forms=Forms(keep_float=keep_float), activation_range=activation_range)
+        forms = Forms(keep_float=keep_float, paired=may_be_paired(model.view, rules) if paired else ())
+        plan = self.flow.draft_plan(model, rules, forms=forms, activation_range=activation_range)
         sites = tuple(d.site for d in plan.quantized if d.role is Role.ACTIVATION)
         statistics = self.flow.observe(model, examples, np.arange(len(examples)), sites)
         integer = self.flow.check_plan(model, rules, plan)
@@ -329,7 +331,7 @@ class Bench:
         return Case(
             model=model,
             target=rules,
-            placement=place(model.view, rules, keep_float=keep_float),
+            placement=place(model.view, rules, keep_float=keep_float, paired=forms.paired),
             plan=plan,
             data=data,
             executed=runtime.executed(path, how, fed),

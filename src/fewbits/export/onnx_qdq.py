@@ -28,7 +28,7 @@ from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.numerics.qtensor import QParams, QTensor
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Link, Role, Site
-from fewbits.targets import TARGETS
+from fewbits.targets import TARGETS, carriers
 from fewbits.targets._stored import LARGE_TABLE
 from fewbits.targets.base import Kind
 
@@ -88,6 +88,7 @@ class _QdqSink(Sink):
         outer = [name for node in self._graph for name in _names_of(node)]
         self._names = set(filter(None, self._values)) | {*outer, *inner}
         self._target = TARGETS[plan.target.partition(":")[0]]
+        self._carriers = carriers(model.view, self._target, integer, (d.site for d in plan.quantized if d.is_static))
         level = self._target.accuracy_level
         self._blocks = BlockWriter(self._ir, initializer=self._initializer, name=self._name, accuracy_level=level or 0)
         self._as_they_come = DynamicWriter(self._ir, initializer=self._initializer, name=self._name)
@@ -347,6 +348,7 @@ class _QdqSink(Sink):
         if self._written_by_integer(old) or self._fused_behind_integer(old):
             return uses
         movers = {link.node for link in self._links.values() if link.root == site.name}
+        movers |= self._carriers.get(site.name, set())
         return [(node, index) for node, index in uses if node.name in self._integer or node.name in movers]
 
     def _fused_behind_integer(self, old: ir.Value) -> bool:

@@ -47,7 +47,7 @@ from fewbits.search.stages import Stages
 from fewbits.search.teaching import Teacher
 from fewbits.search.transforming import TRANSFORMED, after_transforms, before_transforms, replayed
 from fewbits.search.verdict_data import forecast, loss_bound
-from fewbits.targets import Forms, Placement, place_forms
+from fewbits.targets import Forms, Placement, may_be_paired, place_forms
 
 # A session of a model holds its weights once as read and once packed for the kernels; a fifth for activations.
 _SESSION_COPIES = 2.2
@@ -581,7 +581,10 @@ def _placement_of(prepared: Prepared, candidate: Candidate) -> Placement:
     if not prepared.request.calibrates:
         return prepared.placement
     view, target = prepared.model.view, prepared.target
-    forms = Forms(dynamic=running_dynamic(prepared.model, candidate.plan, target))
+    forms = Forms(
+        dynamic=running_dynamic(prepared.model, candidate.plan, target),
+        paired=tuple(set(may_be_paired(view, target)) & set(candidate.integer)),
+    )
     # Beside products that give float, light operators have no integers to pass on: that is not a choice.
     kept = tuple(set(place_forms(view, target, forms).integer) - set(candidate.integer))
     placed = place_forms(view, target, forms.without(kept))

@@ -313,7 +313,7 @@ class Layerwise:
 def integer_layers(model: OnnxModel, target: Target, plan: Plan) -> list[IntegerLayer]:
     """Returns the integer layers with a weight of their own, in graph order."""
     view = model.view
-    decisions = {d.site: d for d in plan.quantized if d.is_static}
+    decisions = {d.site: d for d in plan.quantized if d.is_static and d.role is not Role.ACTIVATION}
     layers = []
     for op in view.ops:
         rule = target.rules.get(op.op)

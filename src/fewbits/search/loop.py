@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -149,7 +149,7 @@ class Task:
       refuted: Whether the selection data alone show, with confidence, that an outcome is outside the budget.
       pays: Whether a candidate is faster than float by more than noise, asked of a clock.
       slower: Whether a candidate is slower than another one, asked of a clock.
-      forms: Of nodes, where the model runs faster so; one scale a weight is the first thing that is given up.
+      forms: Of nodes, where the model runs faster so; what rounds more than the first forms is given up first.
       reference: The float model on the selection data.
       bound: Turns an outcome into the bound that the verdict will probably see.
       max_drop: The budget; None where none is asked, and ranges alone are searched.
@@ -201,9 +201,10 @@ class BudgetLoop:
     def run(self) -> SearchResult:
         """Returns the best candidate."""
         candidate, outcome = self._best_of_all_integers()
-        forms = self._task.forms
-        if forms.coarse and not self._inside(outcome):
-            self._task = replace(self._task, forms=replace(forms, coarse=()))
+        for finer in _finer(self._task.forms):
+            if self._inside(outcome):
+                break
+            self._task = replace(self._task, forms=finer)
             candidate, outcome = self._best_of_all_integers()
         if self._inside(outcome):
             return self._result(self._insured(candidate, outcome), met=True)
@@ -512,6 +513,14 @@ class BudgetLoop:
     def _float(self, start: Candidate) -> Candidate:
         """Returns the candidate without any integer node: the float model in canonical form."""
         return self._build(self._without(start.plan, _coded(start)))
+
+
+def _finer(forms: Forms) -> Iterator[Forms]:
+    """Yields forms that round less, for what is given up before any layer: one scale a weight, then paired products."""
+    if forms.coarse:
+        yield (forms := replace(forms, coarse=()))
+    if forms.paired:
+        yield replace(forms, paired=())
 
 
 def _coded(candidate: Candidate) -> tuple[str, ...]:

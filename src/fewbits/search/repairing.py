@@ -30,12 +30,21 @@ from fewbits.search.building import activation_sites, build
 from fewbits.search.costs import CostTable, Form, node_times, pattern_of, shapes_seen, table_of
 from fewbits.search.draft import draft_plan
 from fewbits.search.preparing import Prepared, asked_placement
-from fewbits.targets import FIRST_FORMS, Forms, forms_without_ranges, may_be_coarse, may_be_dynamic, place
+from fewbits.targets import (
+    FIRST_FORMS,
+    Forms,
+    forms_without_ranges,
+    may_be_coarse,
+    may_be_dynamic,
+    may_be_paired,
+    place,
+)
 from fewbits.targets.base import Kind
 
 LIGHT_FLOAT = "light_float"
 DYNAMIC = "dynamic"
 BY_COST = "by_cost"
+PAIRED = "paired"
 # Runs of a profile of which costs are read, and patterns that are tried in float: each takes two files and a second.
 _COSTED_RUNS = 16
 _PATTERNS_TRIED = 8
@@ -180,10 +189,12 @@ class _Loop:
         """Returns the best way found, and what was tried."""
         first = self._start(statistics)
         islands, integer, floats = self._executed(first)
-        best = self._lightened(self._both_ways(first))
+        best = self._paired(self._lightened(self._both_ways(first)))
         best, costs = self._by_cost(best)
         kept = [step.name for step in best.model.steps[len(self._prepared.model.steps) :]]
-        formed = dict.fromkeys(t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT, BY_COST))
+        formed = dict.fromkeys(
+            t.name for t in self._trials if t.kept and t.name in (DYNAMIC, LIGHT_FLOAT, PAIRED, BY_COST)
+        )
         return best, Repairs(
             before=islands,
             kept=(*kept, *formed),
@@ -372,6 +383,15 @@ class _Loop:
         other = self.built(best.model, replace(best.forms, dynamic=able))
         return other if self.better(DYNAMIC, "products whose inputs are quantized as they come", best, other) else best
 
+    def _paired(self, best: _State) -> _State:
+        """Returns the best way, or the one in which products of two changing matrices run in integers too."""
+        names = may_be_paired(best.model.view, self._prepared.target) if self._prepared.request.searches else ()
+        if not names:
+            return best
+        other = self.built(best.model, replace(best.forms, paired=names))
+        what = f"products of two changing matrices in integers: {len(names)}"
+        return other if self.better(PAIRED, what, best, other) else best
+
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
         """Returns the islands of the first file and its nodes in integers and in float."""
         target = self._prepared.target
@@ -428,19 +448,20 @@ def repair(prepared: Prepared, statistics: Statistics, options: Options, feeds: 
     """
     loop, costs = _Loop(prepared, options, feeds), prepared.request.costs
     best, repairs = loop.run(statistics) if costs is None else loop.replayed(costs)
-    if best.model is not prepared.model:
-        model = best.model
-        prepared = replace(
-            prepared, model=model, placement=asked_placement(prepared.request, model, prepared.target, None)
-        )
-        statistics = _observed(prepared)
+    model = prepared.model
+    if best.model is not model:
+        placement = asked_placement(prepared.request, best.model, prepared.target, None)
+        prepared = replace(prepared, model=best.model, placement=placement)
+    if best.model is not model or best.forms.paired:
+        statistics = _observed(prepared, best.forms)
     plan = draft_plan(prepared.model, prepared.target, forms=best.forms, base=prepared.base)
     return Repaired(prepared=prepared, statistics=statistics, plan=plan, forms=best.forms, repairs=repairs)
 
 
-def _observed(prepared: Prepared) -> Statistics:
+def _observed(prepared: Prepared, forms: Forms) -> Statistics:
+    """Returns the statistics of all sites that nodes may have in these forms, or in the first."""
     parts, request = prepared.parts, prepared.request
     if parts is None or request.dynamic_only:
         return Statistics(histograms={}, examples=0)
-    sites = activation_sites(draft_plan(prepared.model, prepared.target))
+    sites = activation_sites(draft_plan(prepared.model, prepared.target, forms=Forms(paired=forms.paired)))
     return observe(prepared.model, parts.data, parts.calibration, sites, jobs=request.jobs, progress=request.progress)

@@ -17,7 +17,16 @@ from fewbits.targets._dynamic import (
     place_dynamic,
     place_forms,
 )
-from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, integer_nodes, place
+from fewbits.targets._placement import (
+    PlacedSite,
+    Placement,
+    Reason,
+    candidate,
+    carriers,
+    integer_nodes,
+    may_be_paired,
+    place,
+)
 from fewbits.targets._stored import (
     block_fault,
     not_written,
@@ -38,6 +47,7 @@ __all__ = [
     "Reason",
     "block_fault",
     "candidate",
+    "carriers",
     "dynamic_nodes",
     "dynamic_rule",
     "dynamic_scheme",
@@ -45,6 +55,7 @@ __all__ = [
     "integer_nodes",
     "may_be_coarse",
     "may_be_dynamic",
+    "may_be_paired",
     "not_written",
     "place",
     "place_dynamic",

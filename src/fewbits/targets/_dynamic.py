@@ -31,11 +31,13 @@ class Forms:
       keep_float: Nodes that stay float although they need not; a table does by the first node that picks its rows.
       dynamic: Nodes that quantize their inputs as they come, besides those that run in integers in no other way.
       coarse: Of these, the nodes whose weights have one scale each: less exact, and faster in some kernels.
+      paired: Nodes that multiply two changing matrices in integers.
     """
 
     keep_float: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
     coarse: tuple[str, ...] = ()
+    paired: tuple[str, ...] = ()
 
     def without(self, nodes: Iterable[str]) -> Forms:
         """Returns the same with more nodes in float."""
@@ -55,7 +57,7 @@ def place_forms(graph: GraphView, target: Target, forms: Forms = FIRST_FORMS) ->
     """
     floats = set(forms.keep_float)
     nodes = with_all_readers(graph, target, ({*forms.dynamic} | only_dynamic(graph, target)) - floats)
-    static = place(graph, target, keep_float=floats | nodes)
+    static = place(graph, target, keep_float=floats | nodes, paired=forms.paired)
     sites = (*static.sites, *dynamic_sites(graph, target, nodes, forms.coarse))
     taken = {placed.site.name for placed in sites}
     tables = tuple(p for p in row_sites(graph, target) if p.site.name not in taken and p.site.node not in floats)

@@ -8,7 +8,7 @@ operator that writes it needs a quantized output; a clip behind an integer opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +20,9 @@ from fewbits.targets.base import Kind, OpRule, Output, Target
 
 # Operators through which codes pass: what stands before them and behind them is one chain.
 _PASSED_THROUGH = (Kind.MOVES, Kind.MOVES_CODES, Kind.CLIPS, Kind.SCALES)
+_COMPUTING = (Kind.WEIGHTED, Kind.LIGHT, Kind.PAIRED)
+# Operators whose results are never negative: their zero point is the lowest code.
+_NEVER_NEGATIVE = ("Softmax", "Relu", "Sigmoid", "HardSigmoid")
 _BIAS_FORMAT = Int(bits=32, signed=True)
 
 
@@ -46,6 +49,10 @@ _PASSED_BY = {
 }
 # Nodes are kept float by whoever asks for a placement; what the budget needs in float gets words of its own.
 _NO_SLOWER_SO = "left float: the file runs no slower so"
+_UNPAIRED = Reason(
+    slug="two-changing-matrices",
+    text="float unless it is clearly faster in integers: both of its matrices change, and both would be rounded",
+)
 _FUSED = Reason(
     slug="fused",
     text="float without a kernel of its own: part of the integer operator before it, or of the Q behind it",
@@ -108,9 +115,11 @@ def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:
         return Reason(slug="custom-domain", text=f"operator of the domain {op.domain!r}, unknown to the target")
     if op.has_subgraph:
         return Reason(slug="subgraph", text="holds graphs of its own, which stay float")
-    scales = target.scaling.get(op.op)
-    if scales is not None and all(condition.holds(op, graph) for condition in scales.conditions):
-        return scales
+    # Of two changing matrices neither can be kept from sums of pairs that saturate.
+    paired = target.paired.get(op.op) if target.variant.pair_limit is None else None
+    for special in (target.scaling.get(op.op), paired):
+        if special is not None and all(condition.holds(op, graph) for condition in special.conditions):
+            return special
     rule = target.rules.get(op.op)
     if rule is None:
         text = target.float_reasons.get(op.op, f"{target.name} has no integer kernel for {op.op}")
@@ -125,14 +134,16 @@ def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:
 class _Placer:
     """The working state of one placement; built, run and dropped by ``place``."""
 
-    def __init__(self, graph: GraphView, target: Target, keep_float: Iterable[str]) -> None:
+    def __init__(self, graph: GraphView, target: Target, keep_float: Iterable[str], paired: Iterable[str]) -> None:
         self.graph = graph
         self.target = target
         self.rules: dict[str, OpRule] = {}
         self.reasons: dict[str, Reason] = {}
-        asked = set(keep_float)
+        asked, pairs = set(keep_float), set(paired)
         for op in graph.ops:
             found = candidate(op, graph, target)
+            if isinstance(found, OpRule) and found.kind is Kind.PAIRED and op.name not in pairs:
+                found = _UNPAIRED
             if isinstance(found, Reason):
                 self.reasons[op.name] = found
             elif op.name in asked:
@@ -143,6 +154,7 @@ class _Placer:
         self.absorbed: dict[str, str] = {}
         self.quantized: set[str] = set()
         self.links: dict[str, Link] = {}
+        self._sources: set[str] = set()
         self._written: set[str] = set()
 
     def kind(self, op: OpView) -> Kind | None:
@@ -150,8 +162,7 @@ class _Placer:
         return None if rule is None else rule.kind
 
     def run(self) -> Placement:
-        computing = (Kind.WEIGHTED, Kind.LIGHT)
-        self.integer = {op.name for op in self.graph.ops if self.kind(op) in computing}
+        self.integer = {op.name for op in self.graph.ops if self.kind(op) in _COMPUTING}
         self._drop_lonely_light()
         self._absorb()
         self._quantize_tensors()
@@ -185,7 +196,7 @@ class _Placer:
                     self._leave_float(op, "before it")
             passed = self.kind(op) in _PASSED_THROUGH and op.inputs[0] in self._written
             passed |= self.kind(op) is Kind.FUSED and any(name in self._written for name in op.inputs)
-            if op.name in self.integer or passed:
+            if (op.name in self.integer and self.kind(op) is not Kind.PAIRED) or passed:
                 self._written.update(filter(None, op.outputs))
 
     def _behind(self) -> bool:
@@ -220,10 +231,14 @@ class _Placer:
             if op.name not in self.integer:
                 continue
             rule = self.rules[op.name]
+            if rule.kind is Kind.PAIRED:
+                self._sources.update(sources_of(op, rule, self.graph, self.target))
+                continue
             self.quantized.update(rule.activation_inputs(op))
             # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
             if output_required(op, rule, self.graph) or self.unit_output(op) != op.outputs[0]:
                 self.quantized.add(self.unit_output(op))
+        self.quantized |= self._sources
         movers = [op for op in self.graph.ops if self._moves(op)]
         for op in reversed(movers):
             wanted = any(name in self.quantized for name in op.outputs)
@@ -233,8 +248,21 @@ class _Placer:
                 self.quantized.add(source)
                 self._link(op)
         for op in movers:
-            if op.inputs[0] in self.quantized and op.inputs[0] in self._written:
+            if op.inputs[0] in self.quantized and op.inputs[0] in self._written and op.inputs[0] not in self._sources:
                 self._link(op)
+
+    def _never_negative(self, name: str) -> bool:
+        """Returns whether zero is the least that a tensor can hold, so that its zero point is the lowest code."""
+        writer = self.graph.producer.get(name)
+        return writer is not None and writer.op in _NEVER_NEGATIVE
+
+    def _root(self, name: str) -> tuple[str, float]:
+        """Returns the first tensor of a chain of links, and by how much a tensor's values are larger than its own."""
+        factor = 1.0
+        while name in self.links:
+            factor *= self.links[name].factor
+            name = self.links[name].root
+        return name, factor
 
     def _moves(self, op: OpView) -> bool:
         """Returns whether an operator's output can have the codes of its input: moved, clipped, or of another scale."""
@@ -303,13 +331,9 @@ class _Placer:
         for op in self.graph.ops:
             for name in op.outputs:
                 link = self.links.get(name)
-                if link is None:
-                    continue
-                root, factor = link.root, link.factor
-                while root in self.links:
-                    factor *= self.links[root].factor
-                    root = self.links[root].root
-                yield Link(root=root, member=link.member, node=link.node, factor=factor)
+                if link is not None:
+                    root, factor = self._root(name)
+                    yield Link(root=root, member=link.member, node=link.node, factor=factor)
 
     def _sites(self) -> Iterable[PlacedSite]:
         seen: set[str] = set()
@@ -364,7 +388,10 @@ class _Placer:
             )
 
     def _activation(self, name: str, *, op: str, node: str, reason: str) -> PlacedSite:
-        scheme = Scheme(format=self.target.variant.activation, granularity=PerTensor(), symmetric=False)
+        root, _ = self._root(name)
+        centred = root in self._sources and not self._never_negative(root)
+        fmt = self.target.centred if centred else self.target.variant.activation
+        scheme = Scheme(format=fmt, granularity=PerTensor(), symmetric=centred)
         shape = self.graph.tensors[name].shape or ()
         site = Site(name=name, role=Role.ACTIVATION, op=op, node=node, shape=shape)
         return PlacedSite(site=site, scheme=scheme, reason=reason)
@@ -373,15 +400,67 @@ class _Placer:
         return Site(name=name, role=role, op=op.op, node=op.name, shape=self.graph.tensors[name].shape or ())
 
 
-def place(graph: GraphView, target: Target, *, keep_float: Iterable[str] = ()) -> Placement:
+def place(graph: GraphView, target: Target, *, keep_float: Iterable[str] = (), paired: Iterable[str] = ()) -> Placement:
     """Returns where the target wants Q/DQ in a graph.
 
     Args:
       graph: The model, passes done.
       target: The rules.
       keep_float: Names of nodes that shall stay float although they could run in integers.
+      paired: Names of nodes that multiply two changing matrices, and shall do so in integers.
     """
-    return _Placer(graph, target, keep_float).run()
+    return _Placer(graph, target, keep_float, paired).run()
+
+
+def path_before(name: str, graph: GraphView, target: Target) -> Iterator[tuple[str, OpView | None]]:
+    """Yields a tensor and those that it is a moved or scaled copy of, each with the operator that does so, backwards.
+
+    Of the last, which is no such copy, the operator is None.
+    """
+    while True:
+        op = graph.producer.get(name)
+        before = None if op is None else _copied(op, graph, target)
+        yield name, op if before is not None else None
+        if before is None:
+            return
+        name = before
+
+
+def _copied(op: OpView, graph: GraphView, target: Target) -> str | None:
+    """Returns of which tensor an operator gives the elements, moved or times a positive number; None of others."""
+    if op.op in ("Mul", "Div") and len(op.inputs) == 2:
+        factor = graph.tensors[op.inputs[1]].value
+        return op.inputs[0] if factor is not None and factor > 0 and not graph.is_constant(op.inputs[0]) else None
+    rule = candidate(op, graph, target)
+    return op.inputs[0] if isinstance(rule, OpRule) and rule.kind is Kind.MOVES else None
+
+
+def sources_of(op: OpView, rule: OpRule, graph: GraphView, target: Target) -> tuple[str, ...]:
+    """Returns the tensors whose codes a product of two changing matrices multiplies, seen through moves."""
+    return tuple([*path_before(name, graph, target)][-1][0] for name in rule.activation_inputs(op))
+
+
+def carriers(graph: GraphView, target: Target, integer: Iterable[str], quantized: Iterable[str]) -> dict[str, set[str]]:
+    """Returns, by quantized tensor, the nodes that carry its values to a product of two changing matrices."""
+    have, found = set(quantized), dict[str, set[str]]()
+    for name in set(integer) & set(may_be_paired(graph, target)):
+        op = graph.by_name[name]
+        for read in target.paired[op.op].activation_inputs(op):
+            passed = set[str]()
+            for tensor, mover in path_before(read, graph, target):
+                if tensor in have:
+                    found.setdefault(tensor, set()).update(passed)
+                    break
+                passed |= {mover.name} if mover is not None else set()
+    return found
+
+
+def may_be_paired(graph: GraphView, target: Target) -> tuple[str, ...]:
+    """Returns the names of all nodes that could multiply two changing matrices in integers, in graph order."""
+    if not target.paired:
+        return ()
+    found = ((op, candidate(op, graph, target)) for op in graph.ops)
+    return tuple(op.name for op, rule in found if isinstance(rule, OpRule) and rule.kind is Kind.PAIRED)
 
 
 def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) -> tuple[str, ...]:
@@ -394,7 +473,12 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
     found = []
     for op in graph.ops:
         rule = candidate(op, graph, target)
-        if isinstance(rule, Reason) or rule.kind not in (Kind.WEIGHTED, Kind.LIGHT):
+        if isinstance(rule, Reason) or rule.kind not in _COMPUTING:
+            continue
+        if rule.kind is Kind.PAIRED:
+            paths = (path_before(name, graph, target) for name in rule.activation_inputs(op))
+            if all(any(name in have for name, _ in path) for path in paths):
+                found.append(op.name)
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
         results = _result_of(op, graph, target)

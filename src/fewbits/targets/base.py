@@ -20,6 +20,7 @@ class Kind(StrEnum):
     MOVES_CODES = "moves-codes"  # moves elements, but the runtime keeps the Q/DQ: emitted on the codes themselves
     CLIPS = "clips"  # saturation does it for free behind an integer operator; elsewhere a clip of the codes
     FUSED = "fused"  # float, without a kernel of its own: part of the integer operator before it, or of the Q behind it
+    PAIRED = "paired"  # multiplies two changing matrices: in integers only where asked for, as it rounds both
     SCALES = "scales"  # multiplies by a number: the next DequantizeLinear gets another scale, and the operator vanishes
 
 
@@ -185,6 +186,8 @@ class Target:
       summary: One line.
       rules: By operator type of the standard domain.
       scaling: Rules of operators that multiply by a number; where one's conditions fail, ``rules`` counts.
+      paired: Rules of operators that may multiply two changing matrices, the same way. These are quantized where they
+        are written, before what moves them; signed and symmetric where they may be negative.
       float_reasons: Why operators without a rule stay float, where more is known than that they have none.
       stored: Operators whose weights alone may be stored in codes.
       dynamic: Operators that may quantize their inputs as they come.
@@ -208,6 +211,7 @@ class Target:
     variants: Mapping[str, Variant]
     isa: str
     scaling: Mapping[str, OpRule] = field(default_factory=dict)
+    paired: Mapping[str, OpRule] = field(default_factory=dict)
     stored: Mapping[str, StoredRule] = field(default_factory=dict)
     dynamic: Mapping[str, DynamicRule] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=())
@@ -228,6 +232,11 @@ class Target:
     def dynamic_weight(self) -> Int:
         """Format of weights beside inputs that are quantized as they come."""
         return Int(bits=8, signed=True)
+
+    @property
+    def centred(self) -> Int:
+        """Format of what a product of two changing matrices reads, where it may be negative."""
+        return Int(bits=self.variant.activation.bits, signed=True)
 
     @property
     def variant(self) -> Variant:

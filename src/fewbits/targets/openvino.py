@@ -51,6 +51,15 @@ _FIXED = Condition(
     text="one matrix is fixed in the file (of two changing ones, attention is made, in one float kernel)",
     holds=lambda op, graph: graph.is_constant(op.inputs[1]),
 )
+_BOTH_CHANGE = Condition(
+    slug="weight-constant",
+    text="both matrices change, and both are float32",
+    holds=lambda op, graph: (
+        not any(graph.is_constant(name) for name in op.inputs)
+        and all(graph.tensors[name].dtype in ("float32", None) for name in op.inputs)
+    ),
+)
+
 _FLOOR = Condition(
     slug="pool-ceil",
     text="the pooling rounds its shape down",
@@ -120,6 +129,17 @@ TARGET = Target(
     summary="OpenVINO, CPU plugin, standard QDQ file",
     rules=_RULES,
     float_reasons=_FLOAT_REASONS,
+    # With Q/DQ where its matrices are written, not behind what moves them, and signed codes without a zero point,
+    # attention is one kernel on int8: OpenVINO runs the moves on codes, and the factor before the product inside.
+    paired={
+        "MatMul": OpRule(
+            kind=Kind.PAIRED,
+            runs_as="part of attention's kernel",
+            activations=(0, 1),
+            output=Output.OPTIONAL,
+            conditions=(_BOTH_CHANGE,),
+        )
+    },
     # 16-bit floats behind a Cast are its own form of compressed weights: decompressed when the model is compiled.
     schemes=("w8a8", "fp16", "bf16"),
     # One that two weights of different axes share keeps OpenVINO from folding either.
