@@ -48,7 +48,8 @@ _SUM = Condition(
 )
 _FIXED = Condition(
     slug="two-changing-matrices",
-    text="one matrix is fixed in the file (of two changing ones, attention is made, in one float kernel)",
+    text="one matrix is fixed in the file (of two changing ones attention is made: one kernel, float unless a search "
+    "finds it faster in integers)",
     holds=lambda op, graph: graph.is_constant(op.inputs[1]),
 )
 _BOTH_CHANGE = Condition(
