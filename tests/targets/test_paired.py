@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from fewbits._base.errors import TargetError
 from fewbits.flow import check_plan
@@ -174,3 +175,34 @@ def test_a_matrix_that_a_float_operator_writes_has_its_codes_carried_by_what_mov
     assert "tanh_out" in next(reads[name] for name in reads if name.startswith("reducesum")), (
         "float readers read floats"
     )
+
+
+def test_rows_of_a_fixed_table_are_no_copy_of_it(net: Any, bench: Any) -> None:
+    n = net()
+    rows = n.op("Gather", n.weight(50, 16, name="table"), n.input(("N", 8), "ids", TensorProto.INT64), name="rows")
+    turned = n.op("Mul", n.op("Transpose", rows, perm=[0, 2, 1]), n.const(-2.0), name="turned")
+    n.output(n.op("MatMul", rows, turned, name="gram"))
+    model = bench.open(n)
+    placed = place(model.view, target(), paired=("gram",))
+    # A negative factor would turn codes round, and the rows are the first tensor that changes.
+    assert {p.site.name for p in placed.sites} == {"rows_out", "turned_out"}
+    case = bench.quantize(model, bench.examples({"ids": np.arange(64).reshape(8, 8) % 50}), target=TARGET, paired=True)
+    assert min(case.sqnr.values()) > 20
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_a_matrix_that_others_read_too_and_that_is_an_output_comes_out_right(net: Any, bench: Any, opset: int) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install fewbits[openvino]")
+    n = net(opset=opset)
+    x = n.input(("N", _TOKENS, _WIDTH))
+    keys = linear(n, x, "keys")
+    weights = n.op("Softmax", n.op("MatMul", x, n.op("Transpose", keys, perm=[0, 2, 1]), name="scores"), axis=-1)
+    mixed = n.op("MatMul", weights, n.op("Tanh", keys), name="mixed")
+    n.output(n.op("Add", n.matmul(mixed, _WIDTH, _WIDTH), n.vector(_WIDTH)), keys, n.op("ReduceSum", weights))
+    case = bench.run(n, target=TARGET, paired=True)
+    assert {"scores", "mixed"} <= set(case.placement.integer)
+    assert min(case.sqnr.values()) > 20
+    plain = RUNTIMES["ort"].open(case.data, Options(optimize=False)).run(case.feeds)
+    for name, value in case.outputs.items():
+        noise = np.square(value - plain[name]).sum(dtype=np.float64)
+        assert 10 * np.log10(np.square(value).sum(dtype=np.float64) / max(noise, 1e-30)) > 35

@@ -428,9 +428,11 @@ def path_before(name: str, graph: GraphView, target: Target) -> Iterator[tuple[s
 
 def _copied(op: OpView, graph: GraphView, target: Target) -> str | None:
     """Returns of which tensor an operator gives the elements, moved or times a positive number; None of others."""
-    if op.op in ("Mul", "Div") and len(op.inputs) == 2:
+    if not op.inputs or graph.is_constant(op.inputs[0]):
+        return None
+    if op.op in ("Mul", "Div"):
         factor = graph.tensors[op.inputs[1]].value
-        return op.inputs[0] if factor is not None and factor > 0 and not graph.is_constant(op.inputs[0]) else None
+        return op.inputs[0] if factor is not None and factor > 0 else None
     rule = candidate(op, graph, target)
     return op.inputs[0] if isinstance(rule, OpRule) and rule.kind is Kind.MOVES else None
 
