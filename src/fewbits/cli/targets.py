@@ -18,6 +18,7 @@ _PAGE = 100
 _IN_INTEGERS = {
     "weighted": "yes",
     "light": "between integers",
+    "paired": "where a search says so",
     "clips": "at no cost",
     "fused": "no, at no cost",
     "moves": "between integers",
@@ -50,7 +51,7 @@ def command(name: str | None, op: str | None, as_json: bool, quiet: bool, verbos
         return _show_targets(as_json)
     target = resolve_target(name)
     rows = []
-    for known, rule in target.rules.items():
+    for known, rule in (*target.rules.items(), *target.paired.items()):
         conditions = "; ".join(c.text for c in rule.conditions if c.slug != "not-float32")
         rows.append((known, rule.kind.value, rule.runs_as, conditions))
     rows += [(known, "float", "", why) for known, why in target.float_reasons.items()]
@@ -62,7 +63,7 @@ def command(name: str | None, op: str | None, as_json: bool, quiet: bool, verbos
     say(f"{target.full_name}: {target.summary}")
     say(f"{target.variant.activation.name} activations, {target.variant.weight.name} weights; {target.variant.note}")
     say("")
-    kernels = ("weighted", "light")  # the others compute nothing of their own
+    kernels = ("weighted", "light", "paired")  # the others compute nothing of their own
     shown = [(o, _IN_INTEGERS[kind], runs_as if kind in kernels else "", note) for o, kind, runs_as, note in rows]
     say(table(shown, head=("operator", "in integers", "runs as", "if (or why not)")))
     return 0
