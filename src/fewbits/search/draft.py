@@ -12,13 +12,13 @@ from fewbits.models.onnx.model import OnnxModel
 from fewbits.numerics.granularity import PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.plan import Decision, Plan
-from fewbits.planning.site import GraphView, OpView, Role, Site
+from fewbits.planning.site import Role, Site
+from fewbits.planning.slopes import slope_behind
 from fewbits.targets import FIRST_FORMS, Forms, PlacedSite, Placement, forms_without_ranges, place_forms, place_stored
 from fewbits.targets.base import Target
 
-# The range rule that knows of slopes, and the slope of a LeakyRelu whose file names none (ONNX).
+# The range rule that knows of slopes.
 _MSE = "mse"
-_LEAKY_SLOPE = 0.01
 # A shorthand that says how many elements share a scale.
 _SIZED = re.compile(r"-g\d+")
 
@@ -80,18 +80,6 @@ def draft_plan(
         links=placed.links,
         transforms=model.steps,
     )
-
-
-def slope_behind(site: str, view: GraphView) -> float | None:
-    """Returns the slope of negative values in the LeakyRelu that alone reads a site; None elsewhere."""
-    readers = view.consumers.get(site, ())
-    return slope_of(readers[0]) if len(readers) == 1 else None
-
-
-def slope_of(op: OpView) -> float | None:
-    """Returns the slope of negative values in a LeakyRelu, from 0 to 1; None for anything else."""
-    slope = op.attributes.get("alpha", _LEAKY_SLOPE)
-    return slope if op.op == "LeakyRelu" and isinstance(slope, float) and 0 < slope < 1 else None
 
 
 def draft_dynamic(model: OnnxModel, target: Target, *, base: Plan | None = None) -> Plan:

@@ -27,10 +27,10 @@ from fewbits.numerics.format import Int
 from fewbits.numerics.qtensor import QParams, as_array
 from fewbits.planning.plan import Plan
 from fewbits.planning.site import Role
+from fewbits.planning.slopes import slope_of
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
-from fewbits.search.draft import slope_of
 from fewbits.search.layerwise import (
     IntegerLayer,
     as_rows,

@@ -22,10 +22,11 @@ from fewbits.models.onnx.equalizing import LayerLink, folded, links_of, smoothed
 from fewbits.models.onnx.feeding import model_batches, run_options, shard_size
 from fewbits.models.onnx.model import OnnxModel
 from fewbits.planning.plan import Plan, TransformStep
+from fewbits.planning.slopes import slope_of
 from fewbits.runtimes import RUNTIMES
 from fewbits.runtimes.base import Options
 from fewbits.search.building import activation_sites
-from fewbits.search.draft import draft_plan, slope_of
+from fewbits.search.draft import draft_plan
 from fewbits.search.layerwise import learning_part
 from fewbits.targets import Forms
 from fewbits.targets.base import Kind, Target
