@@ -338,7 +338,11 @@ def _activation(decision: Decision, statistics: Statistics) -> QParams:
     rule, parameter = parse_range_rule(decision.range_rule or "minmax")
     fmt = decision.scheme.format
     symmetric = decision.scheme.symmetric
-    low, high = rule.from_histogram(statistics.histograms[decision.site], fmt, symmetric=symmetric, parameter=parameter)
+    key = decision.site, decision.range_rule, fmt, symmetric
+    if key not in statistics.known:
+        histogram = statistics.histograms[decision.site]
+        statistics.known[key] = rule.from_histogram(histogram, fmt, symmetric=symmetric, parameter=parameter)
+    low, high = statistics.known[key]
     if symmetric:
         scale, zero = affine_from_amax(np.asarray(high), fmt)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,3 +209,47 @@ def test_a_mix_that_is_not_faster_than_float_gives_way_to_all_integers_that_are_
     tries.clear()
     condemned = search(bounded, refuted=lambda outcome: True, **pays)
     assert len(condemned.candidate.integer) < 4
+
+
+class _Nothing(frozenset[str]):
+    """A candidate of which nothing is float."""
+
+    plan = None
+
+
+class Harms:
+    """Stands for a loop whose nodes add what they harm; those that are float add nothing."""
+
+    def __init__(self, harms: dict[str, float]) -> None:
+        self.harms, self.looks = harms, 0
+
+    def spoiler(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        def measure(loop: Any, floats: frozenset[str], stage: str, *, limit: int) -> SimpleNamespace:
+            self.looks += 1
+            left = sum(harm for name, harm in self.harms.items() if name not in floats)
+            return SimpleNamespace(quality=SimpleNamespace(gauge=left))
+
+        monkeypatch.setattr(BudgetLoop, "_late", lambda loop: False)
+        monkeypatch.setattr(BudgetLoop, "_worst_first", lambda loop, start: list(self.harms))
+        monkeypatch.setattr(BudgetLoop, "_without", lambda loop, plan, nodes: frozenset(nodes))
+        monkeypatch.setattr(BudgetLoop, "_build", lambda loop, plan: plan)
+        monkeypatch.setattr(BudgetLoop, "_measure", measure)
+        start: Any = _Nothing()
+        return BudgetLoop.__new__(BudgetLoop)._spoiler(start)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 64])
+def test_the_one_node_that_makes_the_distance_is_found_in_a_few_looks(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    for culprit in range(count):
+        harms = {f"n{i}": 4.0 * count if i == culprit else 1.0 for i in range(count)}
+        found = Harms(harms)
+        assert found.spoiler(monkeypatch) == [f"n{culprit}"]
+        assert found.looks <= 1 + 2 * int(np.ceil(np.log2(max(count, 2))))
+
+
+def test_where_many_nodes_make_the_distance_two_looks_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Harms({f"n{i}": 1.0 for i in range(50)})
+    assert found.spoiler(monkeypatch) == []
+    assert found.looks == 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -22,10 +22,12 @@ class Statistics:
     Args:
       histograms: By site name.
       examples: How many examples flowed.
+      known: Ranges that were found from the histograms before: a search asks for the same ones in every candidate.
     """
 
     histograms: Mapping[str, Histogram]
     examples: int
+    known: dict[Hashable, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     def update(self, tensors: Mapping[str, np.ndarray], *, examples: int) -> Statistics:
         """Returns the statistics with one more batch; tensors are float32, any shape, by site name."""

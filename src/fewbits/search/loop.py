@@ -364,7 +364,7 @@ class BudgetLoop:
         task, kl = self._task, outcome.quality.kl
         if task.max_drop is None or kl is None or kl <= _SUSPECT_KL or self._late():
             return candidate
-        for name in self._rank(candidate)[:1]:
+        for name in self._spoiler(candidate):
             fewer = self._build(self._without(candidate.plan, (name,)))
             closer = self._measure(fewer, "1 node float")
             wins = closer.quality.gauge * _WORTH_A_NODE <= kl and self._inside(closer)
@@ -382,12 +382,39 @@ class BudgetLoop:
                 return fewer
         return candidate
 
+    def _spoiler(self, start: Candidate) -> list[str]:
+        """Returns the one node that alone may make most of the distance to float; none where no half of them does.
+
+        Halves go back to float: the one that holds it takes most of the distance with it, and is halved again.
+        """
+        names = self._worst_first(start)
+        whole = self._measure(start, "looking for one node", limit=_RANKING_EXAMPLES).quality.gauge
+        while len(names) > 1:
+            halves = names[: (len(names) + 1) // 2], names[(len(names) + 1) // 2 :]
+            for half in halves:
+                if self._late():
+                    return []
+                built = self._build(self._without(start.plan, tuple(half)))
+                gauge = self._measure(built, "looking for one node", limit=_RANKING_EXAMPLES).quality.gauge
+                if gauge * _WORTH_A_NODE <= whole:
+                    names = half
+                    break
+            else:
+                return []
+        return names
+
+    def _worst_first(self, start: Candidate) -> list[str]:
+        """Returns the nodes with weights in codes, those first of which what they read is rounded worst.
+
+        The node that spoils most is nearly always among them.
+        """
+        names = [name for name in _coded(start) if self._weights(start.plan, name)]
+        return sorted(names, key=lambda name: self._worst_sqnr(start, name))
+
     def _rank(self, start: Candidate) -> list[str]:
         """Returns the nodes by how much closer to float the model comes when they alone go back, most helpful first."""
         task = self._task
-        names = [name for name in _coded(start) if self._weights(start.plan, name)]
-        # The node that spoils most is nearly always among those whose own tensors are rounded worst.
-        names.sort(key=lambda name: self._worst_sqnr(start, name))
+        names = self._worst_first(start)
         gauges: dict[str, float] = {}
         ranked = names[: _RANKED[task.effort]]
         for number, name in enumerate(ranked):
