@@ -94,7 +94,10 @@ def check_plan(model: OnnxModel, target: Target, plan: Plan) -> tuple[str, ...]:
         elif not decision.is_float:
             _check_decision(decision, target, model.view.by_name.get(decision.node))
     quantized = {d.site for d in plan.quantized if d.is_static}
-    integer = integer_nodes(model.view, target, quantized)
+    signed = {
+        d.site for d in plan.quantized if d.role is Role.ACTIVATION and d.scheme is not None and d.scheme.symmetric
+    }
+    integer = integer_nodes(model.view, target, quantized, signed=signed)
     running = set(integer)
     for decision in plan.quantized:
         if decision.role is Role.ACTIVATION or not decision.is_static:
@@ -140,7 +143,9 @@ def _check_decision(decision: Decision, target: Target, op: OpView | None) -> No
         Role.BIAS: Int(bits=32, signed=True),
     }
     # Products of two changing matrices alone subtract no zero point.
-    centred = bool(target.paired) and decision.role is Role.ACTIVATION and scheme.symmetric
+    centred = (
+        bool(target.paired) and variant.pair_limit is None and decision.role is Role.ACTIVATION and scheme.symmetric
+    )
     wanted = target.centred if centred else formats[decision.role]
     if scheme.format != wanted:
         raise TargetError(

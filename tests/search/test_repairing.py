@@ -195,6 +195,8 @@ def test_they_are_given_up_before_any_layer_where_the_budget_would_be_missed(
     monkeypatch.setattr(loop.BudgetLoop, "_inside", lambda self, outcome: next(inside))
     asked = {**SEARCH, "max_drop": 0.5}
     run = finished(products_net(graphs, tmp_path), monkeypatch, {repairing.PAIRED: 1.5}, **asked)
-    assert repairing.PAIRED in run.repairs.kept
+    assert [t.kept for t in run.repairs.trials if t.name == repairing.PAIRED] == [True]
+    assert repairing.PAIRED not in run.repairs.kept, "what was kept is what the file has"
+    assert "products of two changing matrices in integers" in {step.change for step in run.trail}
     assert not PRODUCTS & set(run.candidate.integer)
     assert len(run.candidate.integer) == 4, "every product with a weight stays"

@@ -87,9 +87,12 @@ def test_a_node_is_in_integers_when_both_of_its_matrices_have_codes_somewhere_be
     n = net()
     attention(n)
     view = bench.open(n).view
-    assert integer_nodes(view, target(), ["q_out", "k_out"]) == ("scores",)
-    assert integer_nodes(view, target(), ["q_out", "v_out"]) == ()
-    assert integer_nodes(view, target(), ["v_out", "shares_out"]) == ("mixed",)
+    signed = ["q_out", "k_out", "v_out"]
+    assert integer_nodes(view, target(), ["q_out", "k_out"], signed=signed) == ("scores",)
+    assert integer_nodes(view, target(), ["q_out", "v_out"], signed=signed) == ()
+    assert integer_nodes(view, target(), ["v_out", "shares_out"], signed=signed) == ("mixed",)
+    # Codes with a zero point are there for other readers: nobody asked for the product.
+    assert integer_nodes(view, target(), ["q_out", "k_out", "v_out", "shares_out"]) == ()
 
 
 @pytest.mark.parametrize("which", ["avx2", "ort-cpu"])
@@ -206,3 +209,53 @@ def test_a_matrix_that_others_read_too_and_that_is_an_output_comes_out_right(net
     for name, value in case.outputs.items():
         noise = np.square(value - plain[name]).sum(dtype=np.float64)
         assert 10 * np.log10(np.square(value).sum(dtype=np.float64) / max(noise, 1e-30)) > 35
+
+
+def test_codes_that_a_layer_reads_make_no_product_of_what_was_not_asked_for(net: Any, bench: Any) -> None:
+    n = net()
+    y = n.op("Tanh", n.input(("N", 8, 16)), name="y")
+    layer = n.op("Add", n.matmul(y, 16, 16), n.vector(16))
+    n.output(layer, n.op("MatMul", y, n.op("Transpose", y, perm=[0, 2, 1]), name="gram"))
+    case = bench.run(n, target=TARGET)
+    assert "gram" not in check_plan(case.model, case.target, case.plan)
+    assert next(node for node in case.proto.graph.node if node.name == "gram").input[0] == "y_out"
+    asked = bench.run(n, target=TARGET, paired=True)
+    assert "gram" in check_plan(asked.model, asked.target, asked.plan)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_second_matrix_is_signed_even_where_it_is_never_negative(net: Any, bench: Any, turned: bool) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra: pip install fewbits[openvino]")
+    n = net()
+    x = n.input(("N", _TOKENS, _WIDTH))
+    a, b = linear(n, x, "a"), n.op("Relu", linear(n, x, "b"), name="positive")
+    if turned:
+        n.output(n.op("Tanh", n.op("MatMul", b, n.op("Transpose", a, perm=[0, 2, 1]), name="product")))
+    else:
+        n.output(n.op("Tanh", n.op("MatMul", a, n.op("Transpose", b, perm=[0, 2, 1]), name="product")))
+    case = bench.run(n, target=TARGET, paired=True)
+    schemes = {p.site.name: p.scheme.symmetric for p in case.placement.sites}
+    assert (schemes["a_out"], schemes["positive_out"]) == (True, not turned)
+    ran = [node.numbers for node in case.executed if "product" in node.origins]
+    assert ran and set(ran) == {Numbers.INTEGER}
+
+
+def test_a_copy_that_a_layer_reads_too_is_quantized_once_signed(net: Any, bench: Any) -> None:
+    n = net()
+    x = n.input(("N", _TOKENS, _WIDTH))
+    q, k = linear(n, x, "q"), n.op("Mul", linear(n, x, "k"), n.const(0.3), name="scaled")
+    n.output(n.op("Tanh", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 2, 1]), name="product")), linear(n, k, "z"))
+    case = bench.run(n, target=TARGET, paired=True)
+    schemes = {p.site.name: p.scheme.symmetric for p in case.placement.sites}
+    assert schemes["scaled_out"]
+    assert "k_out" not in schemes
+    assert "product" in check_plan(case.model, case.target, case.plan)
+
+
+def test_a_plan_with_them_is_refused_where_pairs_of_products_saturate(net: Any, bench: Any) -> None:
+    n = net()
+    attention(n)
+    model = bench.open(n)
+    plan = draft_plan(model, target(), forms=Forms(paired=may_be_paired(model.view, target())))
+    with pytest.raises(TargetError, match="format-not-legal"):
+        check_plan(model, target().for_instruction_set("avx2"), replace(plan, target="openvino:avx2"))

@@ -40,7 +40,7 @@ from fewbits.search.loop import BudgetLoop, Task, Trial
 from fewbits.search.memory import refuse_too_little
 from fewbits.search.paying import hopeless, is_refuted, loses_speed, pays
 from fewbits.search.preparing import Prepared, Request, prepare, wanted_scheme
-from fewbits.search.repairing import NO_REPAIRS, Repaired, Repairs, repair
+from fewbits.search.repairing import NO_REPAIRS, PAIRED, Repaired, Repairs, repair
 from fewbits.search.rows import rows_differ
 from fewbits.search.sessions import session_options, told_of_sessions
 from fewbits.search.stages import Stages
@@ -266,7 +266,10 @@ class _Job:
             found = _choose(self._prepared, repaired, self._options, self._one_example(), self._teacher)
             candidate, trail, notes = found
         self._notes += notes
-        return candidate.plan, trail, repaired.repairs
+        repairs, pairs = repaired.repairs, set(repaired.forms.paired)
+        if pairs and not pairs & set(candidate.integer):  # the budget did not bear them
+            repairs = replace(repairs, kept=tuple(name for name in repairs.kept if name != PAIRED))
+        return candidate.plan, trail, repairs
 
     def _observe(self, wanted: Plan) -> None:
         sites = activation_sites(wanted)

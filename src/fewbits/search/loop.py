@@ -201,9 +201,10 @@ class BudgetLoop:
     def run(self) -> SearchResult:
         """Returns the best candidate."""
         candidate, outcome = self._best_of_all_integers()
-        for finer in _finer(self._task.forms):
+        for finer, given_up in _finer(self._task.forms):
             if self._inside(outcome):
                 break
+            self._note(given_up, outcome, candidate, kept=False, reason="loss outside the budget")
             self._task = replace(self._task, forms=finer)
             candidate, outcome = self._best_of_all_integers()
         if self._inside(outcome):
@@ -542,12 +543,12 @@ class BudgetLoop:
         return self._build(self._without(start.plan, _coded(start)))
 
 
-def _finer(forms: Forms) -> Iterator[Forms]:
-    """Yields forms that round less, for what is given up before any layer: one scale a weight, then paired products."""
+def _finer(forms: Forms) -> Iterator[tuple[Forms, str]]:
+    """Yields forms that round less, with words for what is given up before any layer."""
     if forms.coarse:
-        yield (forms := replace(forms, coarse=()))
+        yield (forms := replace(forms, coarse=())), "one scale a weight"
     if forms.paired:
-        yield replace(forms, paired=())
+        yield replace(forms, paired=()), "products of two changing matrices in integers"
 
 
 def _coded(candidate: Candidate) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ _PASSED_BY = {
 _NO_SLOWER_SO = "left float: the file runs no slower so"
 _UNPAIRED = Reason(
     slug="two-changing-matrices",
-    text="float unless it is clearly faster in integers: both of its matrices change, and both would be rounded",
+    text="both of its matrices change, and both would be rounded: a search has it in integers where that is clearly "
+    "faster and the budget bears it",
 )
 _FUSED = Reason(
     slug="fused",
@@ -154,7 +155,7 @@ class _Placer:
         self.absorbed: dict[str, str] = {}
         self.quantized: set[str] = set()
         self.links: dict[str, Link] = {}
-        self._sources: set[str] = set()
+        self._sources: dict[str, bool] = {}
         self._written: set[str] = set()
 
     def kind(self, op: OpView) -> Kind | None:
@@ -232,13 +233,12 @@ class _Placer:
                 continue
             rule = self.rules[op.name]
             if rule.kind is Kind.PAIRED:
-                self._sources.update(sources_of(op, rule, self.graph, self.target))
                 continue
             self.quantized.update(rule.activation_inputs(op))
             # A clip is saturation only where a Q follows it; a Gemm with neither would be fused with it in float.
             if output_required(op, rule, self.graph) or self.unit_output(op) != op.outputs[0]:
                 self.quantized.add(self.unit_output(op))
-        self.quantized |= self._sources
+        self._quantize_pairs()
         movers = [op for op in self.graph.ops if self._moves(op)]
         for op in reversed(movers):
             wanted = any(name in self.quantized for name in op.outputs)
@@ -251,10 +251,22 @@ class _Placer:
             if op.inputs[0] in self.quantized and op.inputs[0] in self._written and op.inputs[0] not in self._sources:
                 self._link(op)
 
-    def _never_negative(self, name: str) -> bool:
-        """Returns whether zero is the least that a tensor can hold, so that its zero point is the lowest code."""
-        writer = self.graph.producer.get(name)
-        return writer is not None and writer.op in _NEVER_NEGATIVE
+    def _quantize_pairs(self) -> None:
+        """Quantizes what products of two changing matrices read: where codes are already, else where it is written.
+
+        Their kernels subtract no zero point: codes are signed, but for a first matrix that is never negative.
+        """
+        found: dict[str, bool] = {}
+        for op in self.graph.ops:
+            if op.name not in self.integer or self.kind(op) is not Kind.PAIRED:
+                continue
+            for place, name in enumerate(self.rules[op.name].activation_inputs(op)):
+                path = [tensor for tensor, _ in path_before(name, self.graph, self.target)]
+                source = next((tensor for tensor in path if tensor in self.quantized), path[-1])
+                signed = place > 0 or not never_negative(source, self.graph)
+                found[source] = found.get(source, False) or signed
+        self._sources = found
+        self.quantized |= found.keys()
 
     def _root(self, name: str) -> tuple[str, float]:
         """Returns the first tensor of a chain of links, and by how much a tensor's values are larger than its own."""
@@ -388,8 +400,7 @@ class _Placer:
             )
 
     def _activation(self, name: str, *, op: str, node: str, reason: str) -> PlacedSite:
-        root, _ = self._root(name)
-        centred = root in self._sources and not self._never_negative(root)
+        centred = self._sources.get(self._root(name)[0], False)
         fmt = self.target.centred if centred else self.target.variant.activation
         scheme = Scheme(format=fmt, granularity=PerTensor(), symmetric=centred)
         shape = self.graph.tensors[name].shape or ()
@@ -431,15 +442,25 @@ def _copied(op: OpView, graph: GraphView, target: Target) -> str | None:
     if not op.inputs or graph.is_constant(op.inputs[0]):
         return None
     if op.op in ("Mul", "Div"):
-        factor = graph.tensors[op.inputs[1]].value
-        return op.inputs[0] if factor is not None and factor > 0 else None
+        factor, ranks = graph.tensors[op.inputs[1]].value, {graph.rank(name) for name in (op.inputs[0], op.outputs[0])}
+        return op.inputs[0] if factor is not None and factor > 0 and len(ranks) == 1 and None not in ranks else None
     rule = candidate(op, graph, target)
     return op.inputs[0] if isinstance(rule, OpRule) and rule.kind is Kind.MOVES else None
 
 
-def sources_of(op: OpView, rule: OpRule, graph: GraphView, target: Target) -> tuple[str, ...]:
-    """Returns the tensors whose codes a product of two changing matrices multiplies, seen through moves."""
-    return tuple([*path_before(name, graph, target)][-1][0] for name in rule.activation_inputs(op))
+def never_negative(name: str, graph: GraphView) -> bool:
+    """Returns whether zero is the least that a tensor can hold, so that its zero point is the lowest code."""
+    writer = graph.producer.get(name)
+    return writer is not None and writer.op in _NEVER_NEGATIVE
+
+
+def _multiplied(op: OpView, rule: OpRule, graph: GraphView, target: Target, have: set[str], signed: set[str]) -> bool:
+    """Returns whether a product of two changing matrices reads codes that its kernel takes."""
+    for place, name in enumerate(rule.activation_inputs(op)):
+        source = next((tensor for tensor, _ in path_before(name, graph, target) if tensor in have), None)
+        if source is None or (source not in signed and (place > 0 or not never_negative(source, graph))):
+            return False
+    return True
 
 
 def carriers(graph: GraphView, target: Target, integer: Iterable[str], quantized: Iterable[str]) -> dict[str, set[str]]:
@@ -465,11 +486,14 @@ def may_be_paired(graph: GraphView, target: Target) -> tuple[str, ...]:
     return tuple(op.name for op, rule in found if isinstance(rule, OpRule) and rule.kind is Kind.PAIRED)
 
 
-def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) -> tuple[str, ...]:
+def integer_nodes(
+    graph: GraphView, target: Target, quantized: Iterable[str], *, signed: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Returns the nodes that run in integers when just these sites are quantized, in graph order.
 
     A node does when its rule holds, its weight, bias and activations are quantized, and its output where the rule
-    requires it (behind a clip that reads it alone, the clip's output will do).
+    requires it (behind a clip that reads it alone, the clip's output will do). A product of two changing matrices does
+    when their codes are ``signed`` and symmetric: so they are where it was asked for, and nowhere else.
     """
     have = set(quantized)
     found = []
@@ -478,8 +502,7 @@ def integer_nodes(graph: GraphView, target: Target, quantized: Iterable[str]) ->
         if isinstance(rule, Reason) or rule.kind not in _COMPUTING:
             continue
         if rule.kind is Kind.PAIRED:
-            paths = (path_before(name, graph, target) for name in rule.activation_inputs(op))
-            if all(any(name in have for name, _ in path) for path in paths):
+            if _multiplied(op, rule, graph, target, have, have & set(signed)):
                 found.append(op.name)
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}
