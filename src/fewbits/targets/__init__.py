@@ -5,6 +5,7 @@ from __future__ import annotations
 from fewbits._base.catalog import Catalog, nearest
 from fewbits._base.cpu import instruction_set, native_bf16
 from fewbits._base.errors import UsageError
+from fewbits.targets._candidates import Reason, candidate
 from fewbits.targets._dynamic import (
     FIRST_FORMS,
     Forms,
@@ -17,16 +18,8 @@ from fewbits.targets._dynamic import (
     place_dynamic,
     place_forms,
 )
-from fewbits.targets._placement import (
-    PlacedSite,
-    Placement,
-    Reason,
-    candidate,
-    carriers,
-    integer_nodes,
-    may_be_paired,
-    place,
-)
+from fewbits.targets._paired import carriers, may_be_paired
+from fewbits.targets._placement import PlacedSite, Placement, integer_nodes, place
 from fewbits.targets._stored import (
     block_fault,
     not_written,

@@ -12,7 +12,8 @@ from typing import final
 from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, OpView, Role, Site
-from fewbits.targets._placement import PlacedSite, Placement, Reason, candidate, place
+from fewbits.targets._candidates import Reason, candidate
+from fewbits.targets._placement import PlacedSite, Placement, place
 from fewbits.targets._stored import storable, stored_rule
 from fewbits.targets.base import DynamicRule, Target
 

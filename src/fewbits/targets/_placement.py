@@ -8,7 +8,7 @@ operator that writes it needs a quantized output; a clip behind an integer opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -16,28 +16,14 @@ from fewbits.numerics.format import Int
 from fewbits.numerics.granularity import PerChannel, PerTensor
 from fewbits.numerics.scheme import Scheme
 from fewbits.planning.site import GraphView, Link, OpView, Role, Site
+from fewbits.targets._candidates import Reason, candidate
+from fewbits.targets._paired import multiplies_codes, must_be_signed, source_of
 from fewbits.targets.base import Kind, OpRule, Output, Target
 
 # Operators through which codes pass: what stands before them and behind them is one chain.
 _PASSED_THROUGH = (Kind.MOVES, Kind.MOVES_CODES, Kind.CLIPS, Kind.SCALES)
 _COMPUTING = (Kind.WEIGHTED, Kind.LIGHT, Kind.PAIRED)
-# Operators whose results are never negative: their zero point is the lowest code.
-_NEVER_NEGATIVE = ("Softmax", "Relu", "Sigmoid", "HardSigmoid")
 _BIAS_FORMAT = Int(bits=32, signed=True)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why a node stays float.
-
-    Args:
-      slug: Short name of the rule.
-      text: The rule in words.
-    """
-
-    slug: str
-    text: str
 
 
 # Why an operator through which codes could pass stays float, by whether it multiplies.
@@ -110,27 +96,6 @@ class Placement:
         return (*self.integer, *self.dynamic)
 
 
-def candidate(op: OpView, graph: GraphView, target: Target) -> OpRule | Reason:
-    """Returns the rule by which a node could run in integers, or the reason why it cannot."""
-    if op.domain not in ("", "ai.onnx"):
-        return Reason(slug="custom-domain", text=f"operator of the domain {op.domain!r}, unknown to the target")
-    if op.has_subgraph:
-        return Reason(slug="subgraph", text="holds graphs of its own, which stay float")
-    # Of two changing matrices neither can be kept from sums of pairs that saturate.
-    paired = target.paired.get(op.op) if target.variant.pair_limit is None else None
-    for special in (target.scaling.get(op.op), paired):
-        if special is not None and all(condition.holds(op, graph) for condition in special.conditions):
-            return special
-    rule = target.rules.get(op.op)
-    if rule is None:
-        text = target.float_reasons.get(op.op, f"{target.name} has no integer kernel for {op.op}")
-        return Reason(slug="no-integer-kernel", text=text)
-    for condition in rule.conditions:
-        if not condition.holds(op, graph):
-            return Reason(slug=condition.slug, text=f"it would need that {condition.text}")
-    return rule
-
-
 @final
 class _Placer:
     """The working state of one placement; built, run and dropped by ``place``."""
@@ -155,7 +120,7 @@ class _Placer:
         self.absorbed: dict[str, str] = {}
         self.quantized: set[str] = set()
         self.links: dict[str, Link] = {}
-        self._sources: dict[str, bool] = {}
+        self._sources: dict[str, bool] = {}  # of products of two changing matrices, and whether their codes are signed
         self._written: set[str] = set()
 
     def kind(self, op: OpView) -> Kind | None:
@@ -260,11 +225,9 @@ class _Placer:
         for op in self.graph.ops:
             if op.name not in self.integer or self.kind(op) is not Kind.PAIRED:
                 continue
-            for place, name in enumerate(self.rules[op.name].activation_inputs(op)):
-                path = [tensor for tensor, _ in path_before(name, self.graph, self.target)]
-                source = next((tensor for tensor in path if tensor in self.quantized), path[-1])
-                signed = place > 0 or not never_negative(source, self.graph)
-                found[source] = found.get(source, False) or signed
+            for index, name in enumerate(self.rules[op.name].activation_inputs(op)):
+                source, _ = source_of(name, self.graph, self.target, self.quantized)
+                found[source] = found.get(source, False) or must_be_signed(index, source, self.graph)
         self._sources = found
         self.quantized |= found.keys()
 
@@ -423,69 +386,6 @@ def place(graph: GraphView, target: Target, *, keep_float: Iterable[str] = (), p
     return _Placer(graph, target, keep_float, paired).run()
 
 
-def path_before(name: str, graph: GraphView, target: Target) -> Iterator[tuple[str, OpView | None]]:
-    """Yields a tensor and those that it is a moved or scaled copy of, each with the operator that does so, backwards.
-
-    Of the last, which is no such copy, the operator is None.
-    """
-    while True:
-        op = graph.producer.get(name)
-        before = None if op is None else _copied(op, graph, target)
-        yield name, op if before is not None else None
-        if before is None:
-            return
-        name = before
-
-
-def _copied(op: OpView, graph: GraphView, target: Target) -> str | None:
-    """Returns of which tensor an operator gives the elements, moved or times a positive number; None of others."""
-    if not op.inputs or graph.is_constant(op.inputs[0]):
-        return None
-    if op.op in ("Mul", "Div"):
-        factor, ranks = graph.tensors[op.inputs[1]].value, {graph.rank(name) for name in (op.inputs[0], op.outputs[0])}
-        return op.inputs[0] if factor is not None and factor > 0 and len(ranks) == 1 and None not in ranks else None
-    rule = candidate(op, graph, target)
-    return op.inputs[0] if isinstance(rule, OpRule) and rule.kind is Kind.MOVES else None
-
-
-def never_negative(name: str, graph: GraphView) -> bool:
-    """Returns whether zero is the least that a tensor can hold, so that its zero point is the lowest code."""
-    writer = graph.producer.get(name)
-    return writer is not None and writer.op in _NEVER_NEGATIVE
-
-
-def _multiplied(op: OpView, rule: OpRule, graph: GraphView, target: Target, have: set[str], signed: set[str]) -> bool:
-    """Returns whether a product of two changing matrices reads codes that its kernel takes."""
-    for place, name in enumerate(rule.activation_inputs(op)):
-        source = next((tensor for tensor, _ in path_before(name, graph, target) if tensor in have), None)
-        if source is None or (source not in signed and (place > 0 or not never_negative(source, graph))):
-            return False
-    return True
-
-
-def carriers(graph: GraphView, target: Target, integer: Iterable[str], quantized: Iterable[str]) -> dict[str, set[str]]:
-    """Returns, by quantized tensor, the nodes that carry its values to a product of two changing matrices."""
-    have, found = set(quantized), dict[str, set[str]]()
-    for name in set(integer) & set(may_be_paired(graph, target)):
-        op = graph.by_name[name]
-        for read in target.paired[op.op].activation_inputs(op):
-            passed = set[str]()
-            for tensor, mover in path_before(read, graph, target):
-                if tensor in have:
-                    found.setdefault(tensor, set()).update(passed)
-                    break
-                passed |= {mover.name} if mover is not None else set()
-    return found
-
-
-def may_be_paired(graph: GraphView, target: Target) -> tuple[str, ...]:
-    """Returns the names of all nodes that could multiply two changing matrices in integers, in graph order."""
-    if not target.paired:
-        return ()
-    found = ((op, candidate(op, graph, target)) for op in graph.ops)
-    return tuple(op.name for op, rule in found if isinstance(rule, OpRule) and rule.kind is Kind.PAIRED)
-
-
 def integer_nodes(
     graph: GraphView, target: Target, quantized: Iterable[str], *, signed: Iterable[str] = ()
 ) -> tuple[str, ...]:
@@ -502,7 +402,7 @@ def integer_nodes(
         if isinstance(rule, Reason) or rule.kind not in _COMPUTING:
             continue
         if rule.kind is Kind.PAIRED:
-            if _multiplied(op, rule, graph, target, have, have & set(signed)):
+            if multiplies_codes(op, rule, graph, target, have, have & set(signed)):
                 found.append(op.name)
             continue
         needed = {*rule.activation_inputs(op), *filter(None, (rule.weight_input(op), rule.bias_input(op)))}

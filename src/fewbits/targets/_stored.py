@@ -13,7 +13,8 @@ from fewbits.numerics.granularity import PerChannel, PerGroup
 from fewbits.numerics.scheme import Scheme
 from fewbits.numerics.schemes import SCHEMES
 from fewbits.planning.site import GraphView, OpView, Role, Site
-from fewbits.targets._placement import PlacedSite, Placement, Reason
+from fewbits.targets._candidates import Reason
+from fewbits.targets._placement import PlacedSite, Placement
 from fewbits.targets.base import StoredRule, Target
 
 if TYPE_CHECKING:
