@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import final
 
@@ -140,6 +141,14 @@ class _State:
     data: bytes
 
 
+class _Bar(Enum):
+    """What the time of another way to write a model has to show."""
+
+    FASTER = auto()  # by more than noise
+    NO_SLOWER = auto()  # in the median of two looks: it rounds less
+    CLEARLY_FASTER = auto()  # in each of two looks: it rounds more
+
+
 @final
 class _Loop:
     """The working state of one repair."""
@@ -163,23 +172,18 @@ class _Loop:
         data = build(model, plan, prepared.target, statistics).data
         return _State(model=model, forms=forms, data=data)
 
-    def better(
-        self, name: str, what: str, best: _State, other: _State, *, preferred: bool = False, rounds: bool = False
-    ) -> bool:
-        """Returns whether another file is faster than the best by what it is worth, and notes what was measured.
-
-        One that is ``preferred`` need not be faster, only no slower in the median of two measurements; one that rounds
-        more must be clearly faster in both.
-        """
+    def better(self, name: str, what: str, best: _State, other: _State, bar: _Bar = _Bar.FASTER) -> bool:
+        """Returns whether another file is as much faster than the best as the bar says, and notes what was measured."""
         if other.data == best.data:
             return False
-        found, kept = self._timed(best, other, again=0), False
-        if preferred and found.low <= _WORTH and found.ratio >= _NOT_SLOWER:
+        found = self._timed(best, other, again=0)
+        kept = found.low > (_WORTH_ROUNDING if bar is _Bar.CLEARLY_FASTER else _WORTH)
+        if bar is _Bar.NO_SLOWER and not kept and found.ratio >= _NOT_SLOWER:
             found = min(found, self._timed(best, other, again=1), key=lambda speedup: speedup.ratio)
             kept = found.ratio >= _NOT_SLOWER
-        if rounds and found.low > _WORTH_ROUNDING:
+        if bar is _Bar.CLEARLY_FASTER and kept:
             found = min(found, self._timed(best, other, again=1), key=lambda speedup: speedup.low)
-        kept = kept or found.low > (_WORTH_ROUNDING if rounds else _WORTH)
+            kept = found.low > _WORTH_ROUNDING
         self._trials.append(RepairTrial(name=name, what=what, speedup=found, kept=kept))
         return kept
 
@@ -223,7 +227,7 @@ class _Loop:
             return best
         other = self._with_repairs(light)
         what = "the repairs with operators without weights left float"
-        wins = self.better(LIGHT_FLOAT, what, best, other, preferred=True)
+        wins = self.better(LIGHT_FLOAT, what, best, other, _Bar.NO_SLOWER)
         lost = slice(0, mark) if wins else slice(mark, len(self._trials))
         self._trials[lost] = [replace(t, kept=t.kept and t.name == DYNAMIC) for t in self._trials[lost]]
         return other if wins else best
@@ -381,7 +385,7 @@ class _Loop:
             return best
         other = self.built(best.model, replace(best.forms, keep_float=light))
         what = "operators without weights left float"
-        return other if self.better(LIGHT_FLOAT, what, best, other, preferred=True) else best
+        return other if self.better(LIGHT_FLOAT, what, best, other, _Bar.NO_SLOWER) else best
 
     def _dynamic(self, best: _State) -> _State:
         able = may_be_dynamic(best.model.view, self._prepared.target)
@@ -397,7 +401,7 @@ class _Loop:
             return best
         other = self.built(best.model, replace(best.forms, paired=names))
         what = f"products of two changing matrices in integers: {len(names)}"
-        return other if self.better(PAIRED, what, best, other, rounds=True) else best
+        return other if self.better(PAIRED, what, best, other, _Bar.CLEARLY_FASTER) else best
 
     def _executed(self, state: _State) -> tuple[tuple[FloatIsland, ...], int, int]:
         """Returns the islands of the first file and its nodes in integers and in float."""
